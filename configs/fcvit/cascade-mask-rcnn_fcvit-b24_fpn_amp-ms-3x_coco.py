@@ -1,0 +1,25 @@
+# No result was published. 36 epochs (12 × 3 repeats) with images of 640 to 800 pixels, mixed precision, layer-wise decay,
+# batch 16 (8 GPUs × 2).
+_base_ = [
+    '../_base_/mmvisattn.py',
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    'mmdet::common/ms-poly_3x_coco-instance.py',
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvisattn.FCViT',
+        arch='b24',
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/fcvit_b24.pth'),
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.05),
+    constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
+auto_scale_lr = dict(enable=False, base_batch_size=16)

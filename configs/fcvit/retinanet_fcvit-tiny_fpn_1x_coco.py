@@ -1,0 +1,6 @@
+_base_ = './retinanet_fcvit-b12_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(arch='tiny', init_cfg=dict(checkpoint='checkpoints/fcvit_tiny.pth')),
+    neck=dict(in_channels=[64, 160, 320]),
+)

@@ -1,0 +1,46 @@
+"""``timm://NAME`` as the address of a checkpoint: the pretrained weights of timm's model of that name."""
+
+import timm
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..errors import UserError, nearest
+
+PREFIX = 'timm://'
+
+
+@CheckpointLoader.register_scheme(prefixes=PREFIX)
+def load_from_timm(filename: str, map_location: str | torch.device | None = None) -> dict:
+    """Load the weights of a pretrained model of timm, which downloads them once and caches them.
+
+    Args:
+        filename: ``timm://`` and a name of :func:`timm.list_pretrained`, with or without its tag, such as
+            ``timm://deit_base_patch16_224`` or ``timm://deit_base_patch16_224.fb_in1k``.
+        map_location: Device to put the weights on. Default: the CPU.
+
+    Returns:
+        The weights under ``state_dict``.
+
+    Raises:
+        UserError: If timm has no weights of this name, or cannot get them.
+    """
+    name = filename.removeprefix(PREFIX)
+    if not timm.is_model_pretrained(name):
+        raise UserError(
+            f'timm {timm.__version__} has no weights for {name!r}{nearest(name, timm.list_models(pretrained=True))}, '
+            f'asked for by {filename!r}; `timm.list_pretrained()` lists the models that have'
+        )
+    try:
+        model = timm.create_model(name, pretrained=True)
+    # What fails where the network is down or the file damaged depends on the client that timm goes through.
+    except Exception as error:
+        raise UserError(
+            f'timm could not get the weights of {name!r} ({type(error).__name__}: {_first_line(error)}); without a '
+            f'network, fetch them beforehand on a machine that has one, `timm.create_model({name!r}, pretrained=True)`, '
+            'and copy its cache (HF_HOME), or set `checkpoint` to the path of a file'
+        ) from error
+    return dict(state_dict={key: value.to(map_location or 'cpu') for key, value in model.state_dict().items()})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [''])[0]

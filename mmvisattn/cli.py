@@ -1,0 +1,331 @@
+"""What the tools share: arguments, checks made before anything is written, the runner, one-line errors."""
+
+import argparse
+import difflib
+import functools
+import inspect
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .errors import UserError, nearest
+from .registry import MODELS
+
+TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}  # scope: name of the package
+CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+# What mmengine reads from the top of a config beside the runner's own arguments.
+TOP_LEVEL_KEYS = {
+    *inspect.signature(Runner).parameters,
+    *('compile', 'custom_imports', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type'),
+    *('sync_bn', 'tta_model', 'tta_pipeline'),
+}
+# What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
+ANSWERED = (UserError, pickle.UnpicklingError)
+MINI_DATA_COMMAND = 'python tools/data/make_mini.py data/mini'
+
+
+def one_line_errors(main: Callable) -> Callable:
+    """Let ``main`` answer what the user can put right by one line and exit status 2; the rest keeps its traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except ANSWERED as error:
+            sys.stdout.flush()
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
+
+
+# Arguments
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default: work_dirs/NAME_OF_CONFIG')
+    add_cfg_options(parser)
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # torch.distributed.launch hands it over; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        type=_assignment,
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, such as `model.backbone.arch=b24`; lists as '
+        'key="[a,b]" or key=a,b without spaces. A key that the config lacks is added, unless it is nearly '
+        'the name of one that is there, or begins with a name that no config knows',
+    )
+
+
+def _assignment(text: str) -> str:
+    if '=' not in text.lstrip('='):
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form key=value')
+    return text
+
+
+# Files and settings, checked before anything is written
+
+
+def load_config(path: str, cfg_options: dict | None = None) -> Config:
+    """Read a config, apply ``--cfg-options`` and check what can be checked without building.
+
+    Args:
+        path: The config file.
+        cfg_options: Dotted keys and the values to set.
+
+    Raises:
+        UserError: If the file is not there or is no config, an option's key is mis-spelt, or a network of ours is
+            given an option that it does not have.
+    """
+    check_file(path, 'config')
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise UserError(f'{path!r} is no config (one of {", ".join(CONFIG_SUFFIXES)}); CONFIG comes before CHECKPOINT')
+    cfg = Config.fromfile(path)
+    if cfg_options:
+        check_option_keys(cfg, cfg_options)
+        cfg.merge_from_dict(cfg_options)
+    if cfg.get('default_scope') not in TOOLBOXES:
+        raise UserError(
+            f'`default_scope` of {path} is {cfg.get("default_scope")!r}; set it to one of {sorted(TOOLBOXES)}'
+        )
+    check_model_options(cfg.model)
+    return cfg
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address such as ``https://…`` or ``s3://…``."""
+    return '://' in path
+
+
+def check_file(path: str, kind: str) -> None:
+    """Refuse a path that is no file on this machine; addresses pass.
+
+    Raises:
+        UserError: With the nearest name in the same folder.
+    """
+    if is_remote(path) or Path(path).is_file():
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UserError(f'{kind} {path!r} does not exist: there is no folder {str(folder)!r}')
+    hint = nearest(Path(path).name, (file.name for file in folder.iterdir() if file.is_file()))
+    raise UserError(f'{kind} {path!r} does not exist{hint}; look into {str(folder)!r}')
+
+
+def check_option_keys(cfg: Config, options: dict) -> None:
+    """Refuse keys of ``--cfg-options`` that look mis-spelt; mmengine would add them, and nobody would read them.
+
+    A key that the config lacks is right where it is meant to be added (``model.backbone.init_cfg.checkpoint``). It is
+    taken for a slip if a key beside it has nearly the same name, or if it begins with a name that is neither in the
+    config nor known to mmengine.
+
+    Raises:
+        UserError: With the nearest key.
+    """
+    for key in options:
+        node, path = cfg.to_dict(), ''
+        for part in key.split('.'):
+            where = f'`{path}`' if path else 'the config'
+            if isinstance(node, list | tuple):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise UserError(
+                        f'--cfg-options {key}: {where} is a list; name an element by its number, 0 to {len(node) - 1}'
+                    )
+                node = node[int(part)]
+            elif not isinstance(node, dict):
+                raise UserError(
+                    f'--cfg-options {key}: {where} is {node!r} and has no {part!r} in it; set {where} itself'
+                )
+            elif part in node:
+                node = node[part]
+            else:
+                close = difflib.get_close_matches(part, node, n=1, cutoff=0.8)
+                if close or not path and part not in TOP_LEVEL_KEYS:
+                    raise UserError(
+                        f'--cfg-options {key}: {where} has no key {part!r}'
+                        f'{nearest(part, close or {*node, *TOP_LEVEL_KEYS})}; '
+                        'set one that is there, or write the new one into a config file'
+                    )
+                break  # a key to be added
+            path = f'{path}.{part}'.lstrip('.')
+
+
+def check_model_options(node: object, path: str = 'model') -> None:
+    """Refuse types and options that do not exist, for each network of ours in a model's config.
+
+    Args:
+        node: The model's config, or a part of it.
+        path: Where that part stands.
+
+    Raises:
+        UserError: With the nearest name.
+    """
+    if isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            check_model_options(child, f'{path}.{i}')
+    if not isinstance(node, dict):
+        return
+    if str(node.get('type')).startswith('mmvisattn.'):
+        name = node['type'].partition('.')[2]
+        network = MODELS.get(name)
+        if network is None:
+            raise UserError(
+                f'`{path}.type`: mmvisattn has no {name!r}{nearest(name, MODELS.module_dict)}; set it to one of '
+                f'{sorted(MODELS.module_dict)}'
+            )
+        parameters = inspect.signature(network).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            for option in set(node) - {'type', '_scope_', *parameters}:
+                raise UserError(
+                    f'`{path}.{option}`: {name} has no option {option!r}{nearest(option, parameters)}; '
+                    f'set one of {", ".join(parameters)}'
+                )
+    for key, child in node.items():
+        if not key.endswith('_cfg'):  # those of layers also hold what the builder takes for itself
+            check_model_options(child, f'{path}.{key}')
+
+
+def check_data(cfg: Config, *dataloaders: str) -> None:
+    """Refuse a run whose data are not there.
+
+    Args:
+        cfg: The config.
+        dataloaders: Names of the data loaders that the run will use, such as ``'train_dataloader'``.
+
+    Raises:
+        UserError: With the files and folders that are expected, and the command that draws the mini data.
+    """
+    for name in dataloaders:
+        for path, dataset in _datasets((cfg.get(name) or {}).get('dataset'), f'{name}.dataset'):
+            root = dataset.get('data_root') or ''
+            parts = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            expected = {part: Path(root, part) for part in parts if part and not is_remote(root + part)}
+            missing = [part for part, target in expected.items() if not target.exists()]
+            if missing:
+                tree = '\n'.join(f'  {part}' + ('  <- missing' if part in missing else '') for part in expected)
+                raise UserError(
+                    f'the data of `{name}` are not there: {expected[missing[0]]} does not exist; put them there, set '
+                    f'`{path}.data_root`, or draw a small set with `{MINI_DATA_COMMAND}` and take a config of '
+                    f'configs/mini; expected:\n{root or "."}\n{tree}'
+                )
+
+
+def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
+    """The datasets below wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    if node is None:
+        return
+    if 'dataset' in node:
+        yield from _datasets(node['dataset'], f'{path}.dataset')
+    elif 'datasets' in node:
+        for i, child in enumerate(node['datasets']):
+            yield from _datasets(child, f'{path}.datasets.{i}')
+    else:
+        yield path, node
+
+
+# The runner
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """The config of a training or a test, with what the common arguments say about it.
+
+    Args:
+        args: Arguments of :func:`add_runner_arguments` and ``config``.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook['type'] == 'mmvisattn.CheckpointReportHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmvisattn.CheckpointReportHook')]
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner; without a GPU, a distributed one uses gloo."""
+    distributed_on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
+    if distributed_on_cpu:
+        _distribute_on_cpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if distributed_on_cpu:
+        runner.logger.info('no GPU: the processes run on the CPU over gloo, with BN instead of SyncBN')
+    return runner
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Set up processes on the CPU, which mmengine's own set-up does not foresee."""
+    # It sets a CUDA device in each process without asking for one.
+    torch.cuda.set_device = lambda device: None
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    cfg.sync_bn = None
+    _replace_type(cfg.model, 'SyncBN', 'BN')
+
+
+def _replace_type(node: object, old: str, new: str) -> None:
+    """Set ``type=new`` wherever a config says ``type=old``."""
+    if isinstance(node, dict):
+        if node.get('type') == old:
+            node['type'] = new
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            _replace_type(child, old, new)
+
+
+@contextmanager
+def no_half_written(*folders: str | None) -> Iterator[None]:
+    """Remove what a run wrote if an error of the user's ends it before the first checkpoint.
+
+    Args:
+        folders: Where the run writes to. Of one that was there before, it removes mmengine's log folders alone.
+    """
+    roots = [Path(folder) for folder in folders if folder]
+    before = {path for root in roots for path in root.glob('*')}
+    absent = {path for root in roots for path in (root, *root.parents) if not path.exists()}
+    try:
+        yield
+    except ANSWERED:
+        new = {path for root in roots for path in root.glob('*')} - before
+        if not any(path.suffix == '.pth' for path in new):
+            # Every process does it: the launcher ends them all with the first that fails.
+            for path in new:
+                if path.parent in absent or re.fullmatch(r'\d{8}_\d{6}|vis_data', path.name):
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            for path in sorted(absent, key=lambda path: len(path.parts), reverse=True):
+                with suppress(OSError):  # not made after all
+                    path.rmdir()
+        raise

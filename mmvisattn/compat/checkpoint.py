@@ -1,0 +1,216 @@
+"""mmengine's checkpoints under torch's ``weights_only`` loading.
+
+Unpickling runs whatever a file tells it to, so since 2.6 torch refuses all but tensors and plain values. mmengine's
+checkpoints hold a little more (the log history, numpy's types), hence a stock mmengine can no longer resume from, or
+test, what it has saved itself. Its download of a checkpoint, on the other hand, still switches the check off.
+
+Here every file that mmengine loads goes through that check, with an allow-list of the classes its checkpoints hold.
+A file with anything else is refused before any of it has run.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import pickle
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import IO, Any
+
+from ._import_hook import around_import
+
+
+class UnsafeCheckpointError(pickle.UnpicklingError):
+    """A checkpoint holds something that is neither tensor nor plain value nor known to be harmless."""
+
+
+def install() -> str:
+    """Load mmengine's checkpoints safely, from the moment its runner is imported.
+
+    Returns:
+        What was done.
+    """
+    around_import('mmengine.runner.checkpoint', _load_safely)
+    return "mmengine's checkpoints are loaded with weights_only=True and an allow-list"
+
+
+@contextlib.contextmanager
+def _load_safely(module: ModuleType) -> Iterator[None]:
+    yield
+    # All of mmengine's loaders are in this one module and say torch.load or load_url.
+    module.torch = _SafeTorch('torch')
+    module.load_url = load_url
+
+
+class _SafeTorch(ModuleType):
+    """torch, but for the way it loads."""
+
+    def load(self, file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs) -> Any:
+        kwargs.pop('weights_only', None)
+        return load(file, map_location, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return getattr(torch, name)
+
+
+def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs) -> Any:
+    """Load a checkpoint that holds weights, plain values and what mmengine saves with them.
+
+    Args:
+        file: Path or open file.
+        map_location: As for ``torch.load``.
+        **kwargs: Passed on to ``torch.load``.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        UnsafeCheckpointError: If it holds anything that could run code. Nothing of it has run then.
+    """
+    import torch
+
+    with _refuse(file):
+        if _allow():
+            return torch.load(file, map_location=map_location, weights_only=True, **kwargs)
+        return torch.load(file, map_location=map_location, pickle_module=_restricted_pickle(), **kwargs)
+
+
+def load_url(url: str, *args, **kwargs) -> Any:
+    """Download a checkpoint, or take it from torch hub's cache, and load it as :func:`load` does.
+
+    Args:
+        url: Where it is.
+        *args: Passed on to ``torch.hub.load_state_dict_from_url``, as are ``kwargs``.
+        **kwargs: See ``args``.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        UnsafeCheckpointError: If it holds anything that could run code. Nothing of it has run then.
+    """
+    import torch
+
+    _allow()
+    with _refuse(url):
+        return torch.hub.load_state_dict_from_url(url, *args, **kwargs, weights_only=True)
+
+
+@functools.cache
+def allowed() -> dict[str, Any]:
+    """What checkpoints may hold besides what torch itself allows, by the name that files give it."""
+    import numpy as np
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    # Loading sets the attributes of these and calls nothing; ConfigDict is a dict, and many authors keep the
+    # arguments of their training script in a Namespace.
+    classes = [Namespace, HistoryBuffer, ConfigDict, np.ndarray, np.dtype, OneCycleParamScheduler]
+    # An array's dtype is an instance of a class of its own; V, a record, has no use in a log.
+    classes += {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'V'}
+    found = {f'{cls.__module__}.{cls.__qualname__}': cls for cls in classes}
+
+    array = np.array(0.0)
+    functions = {'_reconstruct': array.__reduce__()[0], 'scalar': array[()].__reduce__()[0]}
+    for name, function in functions.items():
+        # Whichever numpy wrote the file: 2.0 renamed the package.
+        for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+            found[f'{package}.{name}'] = _renamed(function, package, name)
+
+    methods = {
+        HistoryBuffer: ('min', 'max', 'current', 'mean'),
+        OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+    }
+
+    def method(owner: Any, name: str) -> Callable:
+        """What log histories and OneCycle schedulers use getattr for: a reference to a method of their own."""
+        if name not in methods.get(owner, ()):
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
+        return getattr(owner, name)
+
+    found['builtins.getattr'] = _renamed(method, 'builtins', 'getattr')
+    return found
+
+
+def _renamed(function: Callable, module: str, name: str) -> Callable:
+    """A function that torch's allow-list takes for ``module.name``."""
+
+    def renamed(*args: Any) -> Any:
+        return function(*args)
+
+    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
+    return renamed
+
+
+@functools.cache
+def _allow() -> bool:
+    """Enter the allow-list in torch's own, which exists from torch 2.4 on."""
+    import torch
+
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return False
+    torch.serialization.add_safe_globals(list(allowed().values()))
+    return True
+
+
+@functools.cache
+def _restricted_pickle() -> ModuleType:
+    """The pickle module with no more globals than the allow-lists, for torch before 2.4."""
+    from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    known = {**_get_allowed_globals(), **allowed()}
+
+    # The Python one, for a say in BUILD, which can set attributes of anything; the files have few instructions.
+    class Unpickler(pickle._Unpickler):
+        dispatch = dict(pickle._Unpickler.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            # Files are written with the module names of Python 2.
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            if f'{module}.{name}' not in known:
+                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+            return known[f'{module}.{name}']
+
+        def load_build(self) -> None:
+            cls = type(self.stack[-2])
+            if cls not in known.values():
+                name = f'{cls.__module__}.{cls.__qualname__}'
+                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {name}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    restricted = ModuleType('restricted_pickle')
+    restricted.Unpickler = Unpickler
+    restricted.load = lambda file, **kwargs: Unpickler(file, **kwargs).load()
+    restricted.loads = lambda data, **kwargs: Unpickler(io.BytesIO(data), **kwargs).load()
+    restricted.UnpicklingError = pickle.UnpicklingError
+    return restricted
+
+
+@contextlib.contextmanager
+def _refuse(file: Any) -> Iterator[None]:
+    """Turn torch's refusal into one that names the file, what is in it, and what to do."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        file = getattr(file, 'name', file)
+        file = file if isinstance(file, (str, os.PathLike)) else 'the checkpoint'
+        found = re.search(r'GLOBAL (\S+?)(\s+whose module|\s+was not|\s*$|\()', str(error), re.M)
+        if found is None:
+            reason = str(error).strip().splitlines()[-1]
+            raise pickle.UnpicklingError(f'{file} cannot be read as a checkpoint: {reason}') from None
+        name = found[1]
+        raise UnsafeCheckpointError(
+            f'{file} is refused, and nothing in it was run: it holds {name}, which is neither weights nor a plain '
+            f'value and could run code on loading. Ask its author for a file with the weights alone; or, if you '
+            f'know {name} to be harmless, allow it before loading: '
+            f'torch.serialization.add_safe_globals([{name}])'
+        ) from None

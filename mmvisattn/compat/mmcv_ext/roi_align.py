@@ -1,0 +1,210 @@
+"""RoIAlign (arXiv 1703.06870) as ``mmcv._ext`` offers it, averaging or taking the maximum of the samples in a bin."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torchvision  # noqa: F401  registers torch.ops.torchvision
+from torch import Tensor
+
+from ._windows import windows
+
+MAX, AVERAGE = 0, 1
+
+# Outside any map, so without weight in the backward pass: the bin of a box without samples.
+_NOWHERE = -2
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the pooled bins to ``output``.
+
+    Args:
+        input: (B, C, H, W).
+        rois: (N, 5), index in the batch and x1, y1, x2, y2 in the image.
+        output: (N, C, aligned_height, aligned_width) buffer.
+        argmax_y: The same, receives where in y the maximum was; not used when averaging.
+        argmax_x: The same in x.
+        aligned_height: Bins in y.
+        aligned_width: Bins in x.
+        spatial_scale: Size of the map relative to the image.
+        sampling_ratio: Samples of a bin in either direction, 0 for as many as it has pixels.
+        pool_mode: 0 maximum, 1 average.
+        aligned: Whether pixel centres lie at half coordinates.
+    """
+    work, boxes = _working_types(input, rois)
+    if pool_mode == AVERAGE:
+        pooled = torch.ops.torchvision.roi_align(
+            work, boxes, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+        )
+        output.copy_(pooled)
+        return
+
+    output.zero_()
+    argmax_y.fill_(_NOWHERE)
+    argmax_x.fill_(_NOWHERE)
+    height, width = input.shape[2:]
+    batch = boxes[:, 0].long()
+    planes = work.flatten(2).transpose(1, 2).contiguous()  # (B, H*W, C)
+    y_axis = _Axis(boxes[:, 2], boxes[:, 4], spatial_scale, aligned_height, sampling_ratio, aligned)
+    x_axis = _Axis(boxes[:, 1], boxes[:, 3], spatial_scale, aligned_width, sampling_ratio, aligned)
+    bins = aligned_height * aligned_width
+    for index, size_y, size_x in windows(y_axis.samples, x_axis.samples, bins * input.size(1)):
+        y, used_y = y_axis.positions(index, size_y)  # (n, aligned_height, size_y)
+        x, used_x = x_axis.positions(index, size_x)
+        plane = batch[index][:, None, None, None]
+        values = 0  # (n, aligned_height, aligned_width, size_y * size_x, C)
+        for place, weight in _corners(y, x, height, width):
+            values = values + weight[..., None] * planes[plane, place]
+        unused = ~_outer(used_y, used_x, torch.logical_and)
+        value, at = values.masked_fill_(unused[..., None], -torch.inf).max(3)
+        output[index] = value.permute(0, 3, 1, 2).to(output.dtype)
+        # Position of the maximum from its number among the samples of the bin, which lie row by row.
+        row = torch.div(at, size_x, rounding_mode='floor')
+        for buffer, axis, sample in (
+            (argmax_y, y[:, :, None], row),
+            (argmax_x, x[:, None], at - row * size_x),
+        ):
+            place = axis.expand(*at.shape[:3], -1).gather(3, sample)
+            buffer[index] = place.permute(0, 3, 1, 2).to(buffer.dtype)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the gradient to ``grad_input`` (B, C, H, W), zeros before; arguments as in the forward function."""
+    grad, boxes = _working_types(grad_output, rois)
+    batch, channels, height, width = grad_input.shape
+    plane = boxes[:, 0].long() * (height * width)
+    if pool_mode == MAX:
+        # Here a map is its own row of values, for the maximum of every channel may lie elsewhere.
+        total = grad.new_zeros(channels, batch * height * width)
+        for row, weight_y in _neighbours(argmax_y.to(grad.dtype), height):
+            for column, weight_x in _neighbours(argmax_x.to(grad.dtype), width):
+                place = plane[:, None, None, None] + row * width + column
+                by_channel = (place.transpose(0, 1), (grad * weight_y * weight_x).transpose(0, 1))
+                total.scatter_add_(1, *(tensor.flatten(1) for tensor in by_channel))
+        grad_input.copy_(total.view(channels, batch, height, width).transpose(0, 1))
+        return
+    geometry = (spatial_scale, aligned_height, aligned_width)
+    if grad.is_cuda:
+        grad = torch.ops.torchvision._roi_align_backward(
+            grad, boxes, *geometry, *grad_input.shape, sampling_ratio, aligned
+        )
+        grad_input.copy_(grad)
+        return
+
+    # torchvision's loop over samples takes a seventh of a training step on the CPU. As all channels hand on the same
+    # parts of a bin's gradient to the same pixels, one product with a sparse matrix does it in a third of the time.
+    y_axis = _Axis(boxes[:, 2], boxes[:, 4], spatial_scale, aligned_height, sampling_ratio, aligned)
+    x_axis = _Axis(boxes[:, 1], boxes[:, 3], spatial_scale, aligned_width, sampling_ratio, aligned)
+    bins = aligned_height * aligned_width
+    grad = grad.flatten(2).transpose(1, 2).reshape(-1, channels)  # (N * bins, C)
+    number = torch.arange(len(grad), device=grad.device).view(-1, aligned_height, aligned_width, 1)
+    pixels, sources, parts = [number.new_empty(0)], [number.new_empty(0)], [grad.new_empty(0)]
+    for index, size_y, size_x in windows(y_axis.samples, x_axis.samples, bins):
+        y, used_y = y_axis.positions(index, size_y)  # (n, aligned_height, size_y)
+        x, used_x = x_axis.positions(index, size_x)
+        samples = (y_axis.samples[index] * x_axis.samples[index])[:, None, None, None]
+        share = _outer(used_y, used_x, torch.logical_and).to(grad.dtype) / samples
+        for place, weight in _corners(y, x, height, width):
+            weight = weight * share
+            entries = weight != 0
+            pixels.append((place + plane[index][:, None, None, None])[entries])
+            sources.append(number[index].expand(weight.shape)[entries])
+            parts.append(weight[entries])
+    matrix = torch.sparse_coo_tensor(
+        torch.stack([torch.cat(pixels), torch.cat(sources)]),
+        torch.cat(parts),
+        (batch * height * width, len(grad)),
+        check_invariants=False,
+    )
+    total = torch.sparse.mm(matrix, grad).view(batch, height * width, channels)
+    # One by one, for torch transposes fast in two dimensions only.
+    for buffer, image in zip(grad_input.flatten(2), total):
+        buffer.copy_(image.t())
+
+
+class _Axis:
+    """Where the bins of every box are sampled along one axis.
+
+    Args:
+        low: (N,) near edge of each box in the image.
+        high: (N,) far edge.
+        scale: Size of the map relative to the image.
+        bins: Number of bins.
+        sampling_ratio: Samples of a bin, 0 for as many as it has pixels.
+        aligned: Whether pixel centres lie at half coordinates.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, scale: float, bins: int, sampling_ratio: int, aligned: bool) -> None:
+        shift = 0.5 if aligned else 0
+        self.start = low * scale - shift
+        length = high * scale - shift - self.start
+        if not aligned:
+            length = length.clamp(min=1)
+        self.bins = bins
+        self.step = length / bins
+        self.samples = self.step.ceil().long()  # (N,)
+        if sampling_ratio > 0:
+            self.samples = torch.full_like(self.samples, sampling_ratio)
+
+    def positions(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Samples of some boxes, padded to ``size`` a bin: (n, bins, size), and which of them count."""
+        start, step, samples = (tensor[index][:, None, None] for tensor in (self.start, self.step, self.samples))
+        bins = torch.arange(self.bins, device=start.device)[:, None]
+        sample = torch.arange(size, device=start.device)
+        position = start + bins * step + (sample + 0.5) * step / samples
+        return position, (sample < samples).expand(position.shape)
+
+
+def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The four pixels around every sample of every bin, y * width + x, and their bilinear weights.
+
+    Both are (n, bins_y, bins_x, size_y * size_x).
+    """
+    for row, weight_y in _neighbours(y, height):
+        for column, weight_x in _neighbours(x, width):
+            yield _outer(row * width, column, torch.add), _outer(weight_y, weight_x, torch.mul)
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two pixels around each position along an axis and their weights, 0 for a position off the map."""
+    inside = (position >= -1) & (position <= size)
+    position = position.clamp(min=0, max=size - 1)
+    low = position.floor()
+    fraction = position - low
+    low = low.long()
+    high = (low + 1).clamp(max=size - 1)
+    return (low, (1 - fraction) * inside), (high, fraction * inside)
+
+
+def _outer(y: Tensor, x: Tensor, operation: Callable) -> Tensor:
+    """(n, bins_y, size_y) and (n, bins_x, size_x) to (n, bins_y, bins_x, size_y * size_x)."""
+    return operation(y[:, :, None, :, None], x[:, None, :, None, :]).flatten(3)
+
+
+def _working_types(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    # torchvision has no bfloat16 on the CPU, and sums of float16 samples are coarse.
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    return maps.to(dtype), rois.to(dtype)

@@ -1,0 +1,93 @@
+"""mmengine's look-up of installed packages without ``pkg_resources``.
+
+``_base_ = 'mmdet::...'`` in a config asks mmengine where mmdet is installed, and mmengine 0.10 asks ``pkg_resources``,
+which setuptools no longer has: any such config fails with ``No module named 'pkg_resources'``. ``importlib.metadata``
+knows the same things.
+"""
+
+import importlib.util
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path, PurePosixPath
+
+
+def install() -> str | None:
+    """Replace mmengine's three functions wherever they have been imported, if they cannot work.
+
+    Returns:
+        What was done, or None where nothing is needed.
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        return None
+    from mmengine.utils import package_utils
+
+    for function in (is_installed, get_installed_path, package2module):
+        name = function.__name__
+        original = getattr(package_utils, name)
+        for module in list(sys.modules.values()):
+            if getattr(module, '__name__', '').split('.')[0] == 'mmengine':
+                if vars(module).get(name) is original:
+                    setattr(module, name, function)
+    return 'no pkg_resources; mmengine finds packages through importlib.metadata'
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is installed.
+
+    Args:
+        package: Name of the distribution or of the module.
+    """
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        spec = importlib.util.find_spec(package)
+        return spec is not None and spec.origin is not None
+    return True
+
+
+def get_installed_path(package: str) -> str:
+    """Folder of an installed package, editable installs included.
+
+    Args:
+        package: Name of the distribution (``mmsegmentation``) or of the module (``mmseg``).
+
+    Returns:
+        Its path, such as ``.../site-packages/mmseg``.
+
+    Raises:
+        PackageNotFoundError: If it is not installed.
+        RuntimeError: If it has no folder of its own (a namespace package, or a single file).
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        package = package2module(package)
+        spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        raise RuntimeError(f'{package} has no folder of its own: it is no package, or a namespace package')
+    return str(Path(spec.origin).parent)
+
+
+def package2module(package: str) -> str:
+    """Name of the module that a distribution installs.
+
+    Args:
+        package: Name of the distribution, such as ``mmsegmentation``.
+
+    Returns:
+        Name of the module, such as ``mmseg``.
+
+    Raises:
+        PackageNotFoundError: If it is not installed.
+        ValueError: If it does not say.
+    """
+    installed = distribution(package)
+    names = (installed.read_text('top_level.txt') or '').split()
+    # Builders other than setuptools write no top_level.txt, but every wheel lists its files.
+    names += [
+        file.parts[0]
+        for file in installed.files or ()
+        if PurePosixPath(*file.parts[1:]) == PurePosixPath('__init__.py')
+    ]
+    if not names:
+        raise ValueError(f'cannot tell which module the package {package} installs')
+    return names[0]

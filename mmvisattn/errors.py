@@ -1,0 +1,22 @@
+"""What the user can put right, said in one line: what was given, what is allowed, where to set it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong argument, option or file; the tools print its message alone and exit with status 2."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The part of a message that offers the nearest allowed name, or nothing where none is near.
+
+    Args:
+        name: The name that was given.
+        allowed: The names that would have been right.
+
+    Returns:
+        ``" (did you mean 'b12'?)"`` or an empty string.
+    """
+    match = difflib.get_close_matches(name, list(allowed), n=1)
+    return f' (did you mean {match[0]!r}?)' if match else ''

@@ -1,0 +1,6 @@
+from .defocus_mamba import DefocusMamba
+from .defocus_retnet import DefocusRetNet
+from .defocus_vit import DefocusViT
+from .fcvit import FCViT
+
+__all__ = ['DefocusMamba', 'DefocusRetNet', 'DefocusViT', 'FCViT']

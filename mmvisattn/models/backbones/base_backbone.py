@@ -1,0 +1,171 @@
+"""The constructor contract that every backbone of this package keeps."""
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import PretrainedInit, update_init_info
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...checkpoint import load_pretrained
+from ...errors import UserError, nearest
+
+
+class BaseBackbone(BaseModule, metaclass=ABCMeta):
+    """What the backbones share: settings by name, freezing, loud loading of weights, checks of the input.
+
+    A subclass has a table ``arch_settings``, gives the modules that a frozen stage comprises in
+    :meth:`stage_modules`, and tells its own depth to the layer-decay optimizer in :meth:`get_layer_depth`.
+
+    Args:
+        frozen_stages: Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
+        norm_eval: Keep BatchNorm in evaluation mode (fixed running statistics) while training.
+        init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...)`` takes the
+            authors' files as they are, see :func:`mmvisattn.checkpoint.load_pretrained`.
+    """
+
+    arch_settings: dict[str, dict] = {}
+
+    def __init__(
+        self,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+    @classmethod
+    def parse_arch(cls, arch: str | dict) -> dict:
+        """The settings of a named architecture, or a dict checked to hold the same keys.
+
+        Raises:
+            UserError: If the name is unknown, or the dict misses a key or has one too many.
+        """
+        name = cls.__name__
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise UserError(
+                    f'{name} has no arch {arch!r}{nearest(arch, cls.arch_settings)}; set `arch` to one of '
+                    f'{sorted(cls.arch_settings)} or to a dict of sizes'
+                )
+            return cls.arch_settings[arch]
+        keys = set(next(iter(cls.arch_settings.values())))
+        given = set(arch)
+        if given != keys:
+            raise UserError(
+                f'{name}: an `arch` dict has the keys {sorted(keys)}; missing {sorted(keys - given)}, '
+                f'unknown {sorted(given - keys)}'
+            )
+        return dict(arch)
+
+    @classmethod
+    def check_out_indices(cls, out_indices: Sequence[int], num_outputs: int) -> tuple[int, ...]:
+        """``out_indices`` as a rising tuple of non-negative stage numbers.
+
+        Raises:
+            UserError: If an index is out of range or given twice.
+        """
+        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        indices = tuple(i + num_outputs if i < 0 else i for i in given)
+        if not indices or any(not 0 <= i < num_outputs for i in indices) or sorted(set(indices)) != list(indices):
+            raise UserError(
+                f'{cls.__name__}: `out_indices` is {given}; it must be a rising sequence of numbers from 0 to '
+                f'{num_outputs - 1}, the numbers of the outputs'
+            )
+        return indices
+
+    @classmethod
+    def check_frozen_stages(cls, frozen_stages: int, num_stages: int) -> int:
+        """``frozen_stages`` where it lies in range.
+
+        Raises:
+            UserError: If it does not.
+        """
+        if not -1 <= frozen_stages <= num_stages:
+            raise UserError(
+                f'{cls.__name__}: `frozen_stages` is {frozen_stages}; it must be -1 (nothing), 0 (the stem) or up to '
+                f'{num_stages}, the number of stages'
+            )
+        return frozen_stages
+
+    def check_input(self, x: Tensor, min_size: int) -> None:
+        """Refuse what is not a batch of colour images of at least ``min_size`` pixels a side.
+
+        Raises:
+            UserError: If the shape is not (B, 3, H, W) or the image is too small.
+        """
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise UserError(f'{type(self).__name__} takes images of shape (B, 3, H, W); it was given {tuple(x.shape)}')
+        if min(x.shape[-2:]) < min_size:
+            raise UserError(
+                f'{type(self).__name__} was given an image of {x.shape[-2]}×{x.shape[-1]} pixels (H×W), smaller than '
+                f'its stride allows: it needs {min_size} a side; enlarge it in the data pipeline (`Resize`) or pad it '
+                '(`pad_size_divisor` of the data preprocessor)'
+            )
+
+    @abstractmethod
+    def stage_modules(self, stage: int) -> list[nn.Module | nn.Parameter]:
+        """The parts that freezing ``stage`` fixes; stage 0 is the stem."""
+
+    @abstractmethod
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            param_name: Full name of the parameter.
+            prefix: What stands before the backbone's own names, such as ``'backbone.'``.
+
+        Returns:
+            The layer's depth from 0, and the number of layers.
+        """
+
+    def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Foreign names and shapes made our own, just before weights are loaded; by default nothing."""
+        return state_dict
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; ``Pretrained`` goes through our own, loud loading."""
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [cfg for cfg in configs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        if not pretrained or self.is_init:
+            super().init_weights()
+            return
+        init_cfg = self.init_cfg
+        self.init_cfg = [cfg for cfg in configs if cfg and cfg not in pretrained]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, init_info=f'PretrainedInit: load from {cfg["checkpoint"]}')
+
+    def _freeze_stages(self) -> None:
+        for stage in range(self.frozen_stages + 1):
+            for part in self.stage_modules(stage):
+                part.requires_grad_(False)
+                if isinstance(part, nn.Module):
+                    part.eval()
+
+    def train(self, mode: bool = True) -> 'BaseBackbone':
+        """Set the mode; frozen stages, and BatchNorm under ``norm_eval``, stay in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
+    """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
+    for block in blocks:
+        if with_cp and torch.is_grad_enabled():
+            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x

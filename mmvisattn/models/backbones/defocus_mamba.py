@@ -1,0 +1,242 @@
+"""De-focus Mamba: state space models on image sequences, with a learnable bandpass filter.
+
+`Learning 1D Causal Visual Representation with De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_ (Tao et
+al., 2024). The released classifiers and detectors (MIT) load as they are; parameters bear the names of those files.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ...errors import UserError, nearest
+from ...ops.selective_scan import BACKENDS, selective_scan
+from ...registry import MODELS
+from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
+from .sequence_backbone import SequenceBackbone
+
+# Range of Δ that the bias of its projection starts from, one value a channel.
+DELTA_MIN, DELTA_MAX, DELTA_FLOOR = 1e-3, 0.1, 1e-4
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square, in float32, then a weight.
+
+    Args:
+        dim: Number of channels C.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C) in the type of the weight."""
+        normed = group_rms_norm(x, x.shape[-1], self.eps)
+        return normed.to(self.weight.dtype) * self.weight
+
+
+class CausalDepthwiseConv1d(nn.Conv1d):
+    """Depthwise convolution along a sequence that sees the current and the earlier tokens.
+
+    A sum of shifted products: torch's own depthwise convolution takes a hundred times longer than its forward for the
+    gradient of the weight on a CPU.
+
+    Args:
+        dim: Number of channels D.
+        kernel_size: Number of tokens that each one sees, itself included.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 4) -> None:
+        super().__init__(dim, dim, kernel_size, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, L, D)."""
+        length, taps = x.shape[1], self.kernel_size[0]
+        weight, out = self.weight[:, 0].to(x.dtype), self.bias.to(x.dtype)
+        x = F.pad(x, (0, 0, taps - 1, 0))
+        for i in range(taps):
+            out = torch.addcmul(out, x[:, i : i + length], weight[:, i])
+        return out
+
+
+class Mixer(nn.Module):
+    """Selective state space between a causal convolution and a gate, with rotation of its input and output weights.
+
+    Args:
+        dim: Number of channels C.
+        d_inner: Width D inside.
+        d_state: Entries N of the state of each channel.
+        dt_rank: Rank of the projection to the step size Δ.
+        group_norm_size: Channels that are normalised together after the scan.
+        rope_scale: What positions are divided by for the rotation.
+        delta_scale: What Δ is divided by.
+        scan_backend: See :func:`mmvisattn.ops.selective_scan.selective_scan`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        group_norm_size: int,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        scan_backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.widths = (dt_rank, d_state, d_state)
+        self.group_norm_size = group_norm_size
+        self.rope_scale = rope_scale
+        self.delta_scale = delta_scale
+        self.scan_backend = scan_backend
+
+        entries = torch.arange(1, d_state + 1, dtype=torch.float64)
+        self.A_log = nn.Parameter(entries.log().float().repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.freq = nn.Parameter(((100 ** (-entries / d_state) - 0.01) / 0.99).float())
+        self.conv1d = CausalDepthwiseConv1d(d_inner)
+        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
+        self.x_proj = nn.Linear(d_inner, sum(self.widths), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        init_linear(self)
+        nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+        delta = torch.linspace(math.log(DELTA_MIN), math.log(DELTA_MAX), d_inner, dtype=torch.float64).exp()
+        delta = delta.clamp(min=DELTA_FLOOR)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) → (B, L, C)."""
+        u, gate = self.in_proj(x).chunk(2, -1)  # (B, L, D)
+        u = F.silu(self.conv1d(u))
+        dt, B, C = self.x_proj(u).split(self.widths, -1)  # (B, L, rank), twice (B, L, N)
+        B, C = (rotate(weights, self.freq, self.rope_scale) for weights in (B, C))
+
+        u = at_least_float32(u)
+        delta = at_least_float32(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias
+        delta = F.softplus(delta) / self.delta_scale
+        A = -at_least_float32(self.A_log).exp()
+        y = selective_scan(u.mT, delta.mT, A, B.mT, C.mT, backend=self.scan_backend)  # (B, D, L)
+        y = group_rms_norm(y.mT, self.group_norm_size)
+        y = (y + self.D * u) * F.silu(at_least_float32(gate))
+        return self.out_proj(y.to(x.dtype))
+
+
+class Block(nn.Module):
+    """A mixer behind a norm, with drop path and a residual sum.
+
+    Args:
+        dim: Number of channels C.
+        mixer: What mixes the tokens, (B, L, C) → (B, L, C).
+        drop_path_rate: Rate at which a sample skips the mixer.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) → (B, L, C)."""
+        return x + self.drop_path(self.mixer(self.norm(x)))
+
+
+@MODELS.register_module()
+class DefocusMamba(SequenceBackbone):
+    """De-focus Mamba, a plain causal backbone with one map of stride 16 for each entry of ``out_indices``.
+
+    `Learning 1D Causal Visual Representation with De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_. The
+    class token, last in the sequence, cannot influence the map: it is kept, frozen, for the sake of the released
+    files, and not computed.
+
+    Args:
+        arch: ``'small'``, ``'base'``, ``'large'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks),
+            ``d_inner`` (width inside, a multiple of ``group_norm_size``), ``d_state`` (entries of the state, even),
+            ``dt_rank`` and ``group_norm_size`` (channels). Default: ``'base'``.
+        token_order: ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square by
+            square; ``'raster'``: row by row. Default: ``'window'``.
+        pretrain_size: Side of the images of pretraining in pixels, a multiple of 16. Default: that of the released
+            files, 384 for ``'large'`` and otherwise 224.
+        rope_scale: What positions are divided by for the rotation; the square of the ratio of the side of the image
+            to ``pretrain_size``, nominally. Default: that of the released detectors, for 1024 pixels: 7.13 for
+            ``'large'`` and otherwise 20.
+        delta_scale: What the step size Δ is divided by; the ratio of the sides, nominally. Default: that of the
+            released detectors, for 1024 pixels: 2.67 for ``'large'`` and otherwise 4.57.
+        scan_backend: Backend of the selective scan, see :func:`mmvisattn.ops.selective_scan.selective_scan`.
+            Default: ``'auto'``.
+        out_indices: Numbers of the blocks to return, from 0; each goes through the last norm. Default: the last.
+        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
+            nothing. Default: -1.
+        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
+        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        init_cfg: mmengine's initialisation config. Default: None, the initialisation of the paper.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    # https://github.com/OpenGVLab/De-focus-Attention-Networks
+    arch_settings = {
+        'small': dict(embed_dims=384, depth=24, d_inner=768, d_state=16, dt_rank=48, group_norm_size=64),
+        'base': dict(embed_dims=768, depth=24, d_inner=1536, d_state=16, dt_rank=48, group_norm_size=64),
+        'large': dict(embed_dims=1024, depth=48, d_inner=2048, d_state=16, dt_rank=48, group_norm_size=64),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        token_order: str = 'window',
+        pretrain_size: int | None = None,
+        rope_scale: float | None = None,
+        delta_scale: float | None = None,
+        scan_backend: str = 'auto',
+        out_indices: Sequence[int] = (-1,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        sizes = self.parse_arch(arch)
+        if sizes['d_inner'] % sizes['group_norm_size'] or sizes['d_state'] % 2:
+            raise UserError(
+                f'DefocusMamba: `d_inner` must be a multiple of `group_norm_size` and `d_state` even; `arch` is {sizes}'
+            )
+        if scan_backend not in ('auto', *BACKENDS):
+            raise UserError(
+                f'DefocusMamba has no scan_backend {scan_backend!r}{nearest(scan_backend, BACKENDS)}; set '
+                f"`scan_backend` to 'auto' or one of {BACKENDS}"
+            )
+        released = (384, 7.13, 2.67) if arch == 'large' else (224, 20.0, 4.57)
+        pretrain_size, rope_scale, delta_scale = (
+            default if given is None else given
+            for given, default in zip((pretrain_size, rope_scale, delta_scale), released)
+        )
+        embed_dims, depth = sizes['embed_dims'], sizes['depth']
+        inner = {key: sizes[key] for key in ('d_inner', 'd_state', 'dt_rank', 'group_norm_size')}
+        scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
+        self.check_scales(**scales)
+        blocks = [
+            Block(embed_dims, Mixer(embed_dims, **inner, **scales, scan_backend=scan_backend), rate)
+            for rate in self.drop_path_rates(drop_path_rate, depth)
+        ]
+        super().__init__(
+            embed_dims,
+            blocks,
+            norm_eps=1e-5,
+            token_order=token_order,
+            pretrain_size=pretrain_size,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims), requires_grad=False)

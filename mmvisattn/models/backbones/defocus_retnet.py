@@ -1,0 +1,150 @@
+"""De-focus RetNet: retention on image sequences, with a learnable bandpass filter.
+
+`Learning 1D Causal Visual Representation with De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_ (Tao et
+al., 2024), after `Retentive Network <https://arxiv.org/abs/2307.08621>`_ (Sun et al., 2023). There is no released code
+of this form: it is built from the papers' descriptions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
+from .sequence_backbone import SequenceBackbone
+
+# Tokens that are computed together: within a chunk pairwise, between chunks through a state.
+CHUNK = 128
+
+
+def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: int = CHUNK) -> Tensor:
+    """``y_t = Σ_{s≤t} <q_t, k_s> e^{λ(t−s)} v_s``, in time and memory linear in the length of the sequence.
+
+    All exponents are negative or zero, so nothing overflows. The state is in float32 at least.
+
+    Args:
+        q: Scaled queries, (B, heads, L, d).
+        k: Keys, (B, heads, L, d).
+        v: Values, (B, heads, L, d).
+        rate: λ of each head, (heads,), negative.
+        chunk: Tokens in a chunk.
+
+    Returns:
+        (B, heads, L, d), float32 or float64.
+    """
+    length = q.shape[-2]
+    chunk = min(chunk, length)
+    q, k, v = (
+        F.pad(at_least_float32(x), (0, 0, 0, -length % chunk)).unflatten(-2, (-1, chunk)) for x in (q, k, v)
+    )  # (B, heads, chunks, chunk, d)
+    position = torch.arange(chunk, device=q.device)
+    rate = rate.view(-1, 1, 1, 1)
+    distance = position.unsqueeze(-1) - position
+    decay = (rate * distance.clamp(min=0)).exp() * (distance >= 0)  # (heads, 1, chunk, chunk)
+    out = (q @ k.mT * decay) @ v
+
+    position = position.unsqueeze(-1)
+    added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v  # what a chunk adds to the state: (…, chunks, d, d)
+    decay = (rate.squeeze(-1) * chunk).exp()
+    state, states = torch.zeros_like(added[:, :, 0]), []
+    for part in added.unbind(2):
+        states.append(state)
+        state = state * decay + part
+    out = out + (q * (rate * (position + 1)).exp()) @ torch.stack(states, 2)
+    return out.flatten(2, 3)[:, :, :length]
+
+
+class Retention(nn.Module):
+    """Multi-scale retention: attention without softmax, normalised in each head and gated.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads.
+        bandpass: Rotation and decay.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bandpass: BandpassFilter) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.gate = nn.Linear(dim, dim)
+        self.bandpass = bandpass
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) → (B, L, C)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
+        q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
+        with torch.autocast(x.device.type, enabled=False):
+            out = chunkwise_retention(q, k, v, self.bandpass.rate())
+        out = group_rms_norm(out.transpose(1, 2), out.shape[-1]).flatten(2)
+        return self.proj(out.to(x.dtype) * F.silu(self.gate(x)))
+
+
+@MODELS.register_module()
+class DefocusRetNet(SequenceBackbone):
+    """De-focus RetNet, a plain causal backbone with one map of stride 16 for each entry of ``out_indices``.
+
+    `Learning 1D Causal Visual Representation with De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_. The
+    filter of :class:`DefocusViT` without its softmax, in time and memory linear in the number of patches. λ (one a
+    head) and the frequencies (one a pair of channels) are learnt.
+
+    Args:
+        arch: ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks), ``num_heads`` and
+            ``mlp_ratio``. Default: ``'base'``.
+        token_order: ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square by
+            square; ``'raster'``: row by row. Default: ``'window'``.
+        pretrain_size: Side of the images of pretraining in pixels, a multiple of 16. Default: 224.
+        rope_scale: What positions are divided by for the rotation; the square of the ratio of the side of the image
+            to ``pretrain_size``, nominally. Default: 20, for 1024 pixels.
+        delta_scale: What λ is divided by; the ratio of the sides, nominally. Default: 4.57, for 1024 pixels.
+        out_indices: Numbers of the blocks to return, from 0; each goes through the last norm. Default: the last.
+        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
+            nothing. Default: -1.
+        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
+        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        init_cfg: mmengine's initialisation config. Default: None, truncated normal for linear layers.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    arch_settings = {
+        'small': dict(embed_dims=384, depth=12, num_heads=6, mlp_ratio=4),
+        'base': dict(embed_dims=768, depth=12, num_heads=12, mlp_ratio=4),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        token_order: str = 'window',
+        pretrain_size: int = 224,
+        rope_scale: float = 20.0,
+        delta_scale: float = 4.57,
+        out_indices: Sequence[int] = (-1,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        sizes = self.parse_arch(arch)
+        dim, num_heads = sizes['embed_dims'], sizes['num_heads']
+        self.check_heads(dim, num_heads)
+        self.check_scales(rope_scale=rope_scale, delta_scale=delta_scale)
+        blocks = []
+        for rate in self.drop_path_rates(drop_path_rate, sizes['depth']):
+            bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale)
+            blocks.append(TransformerBlock(dim, Retention(dim, num_heads, bandpass), sizes['mlp_ratio'], rate))
+        super().__init__(
+            dim,
+            blocks,
+            norm_eps=1e-6,
+            token_order=token_order,
+            pretrain_size=pretrain_size,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )

@@ -1,0 +1,330 @@
+"""FCViT, a fully convolutional vision transformer.
+
+`Fully Convolutional Vision Transformer <https://arxiv.org/abs/2212.12552>`_ (Ma et al., 2022) replaces attention by a
+*weighted global context*: each position is weighted by its similarity to the mean of the map, and what is weighted is a
+bottleneck of that mean. The cost is linear in the number of positions. The released classifiers (Apache-2.0) load as
+they are; parameters bear the names of those files.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, is_traced
+from ...registry import MODELS
+from .base_backbone import BaseBackbone, run_blocks
+
+# Fixed in every released model.
+NUM_HEADS = 8
+REDUCTION = 8
+KERNEL_SIZE = 11
+# Largest inner map of a channel mixer at inference on a CPU. Beyond it the allocator takes fresh pages from the system
+# for every map, and faulting them in costs more than the convolutions.
+MAX_HIDDEN_BYTES = 8 * 2**20
+
+
+class GlobalContext(nn.Module):
+    """Weighted global context: per-head similarity to the mean, times a bottleneck of the mean.
+
+    Args:
+        dim: Number of channels C, a multiple of 8.
+        compete: Let two halves of the bottleneck compete (element-wise maximum); otherwise GELU.
+    """
+
+    def __init__(self, dim: int, compete: bool = True) -> None:
+        super().__init__()
+        self.head_dim = dim // NUM_HEADS
+        self.compete = compete
+        hidden = dim // REDUCTION
+        self.fc1 = nn.Linear(dim, 2 * hidden if compete else hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.rescale_weight = nn.Parameter(torch.ones(NUM_HEADS))
+        self.rescale_bias = nn.Parameter(torch.zeros(NUM_HEADS))
+
+    def bottleneck(self, pooled: Tensor) -> Tensor:
+        """(B, C) → (B, C)."""
+        hidden = self.fc1(pooled)
+        hidden = torch.maximum(*hidden.chunk(2, -1)) if self.compete else F.gelu(hidden)
+        return self.fc2(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x + GC(x)``: (B, C, H, W) → (B, C, H, W), the residual sum taken in the same pass."""
+        B, C, H, W = x.shape
+        tokens = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+        pooled = tokens.mean(1)  # (B, C)
+
+        # <x, p> within each head is one product with p laid out block-diagonally, (B, C, heads): x is read once.
+        heads = torch.eye(NUM_HEADS, dtype=x.dtype, device=x.device).repeat_interleave(self.head_dim, 0)  # (C, heads)
+        similarity = torch.bmm(tokens, (pooled * self.head_dim**-0.5).unsqueeze(-1) * heads)  # (B, HW, heads)
+        similarity = similarity.float() if x.dtype in (torch.float16, torch.bfloat16) else similarity
+        std, mean = torch.std_mean(similarity, (1, 2), keepdim=True)
+        similarity = (similarity - mean) / (std + 1e-5) * self.rescale_weight + self.rescale_bias
+
+        # s[h]·v[h] likewise, and added to x on the way.
+        value = self.bottleneck(pooled)  # (B, C)
+        value = (value.unsqueeze(-1) * heads).transpose(1, 2)  # (B, heads, C)
+        out = torch.baddbmm(tokens, similarity.to(tokens.dtype), value.to(tokens.dtype))
+        return out.view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+class TokenMixer(nn.Module):
+    """Mixing between positions: twice a global context, a large depthwise and a pair of 1×1 convolutions.
+
+    Args:
+        dim: Number of channels.
+        compete: See :class:`GlobalContext`.
+    """
+
+    def __init__(self, dim: int, compete: bool = True) -> None:
+        super().__init__()
+        hidden = max(dim // 8, 16)
+        self.gc1 = GlobalContext(dim, compete)
+        self.dw1 = DepthwiseConv2d(dim, KERNEL_SIZE)
+        self.fc1 = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.gc2 = GlobalContext(dim, compete)
+        self.dw2 = DepthwiseConv2d(dim, KERNEL_SIZE)
+        self.fc2 = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        x = self.act(self.fc1(self.dw1(self.gc1(x))))
+        return self.act(self.fc2(self.dw2(self.gc2(x))))
+
+
+class ChannelMixer(nn.Module):
+    """Mixing between channels: an inverted bottleneck with a 3×3 depthwise convolution.
+
+    Args:
+        dim: Number of channels.
+        hidden_dim: Number of channels inside.
+        drop_rate: Dropout rate after the activation and at the end.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.dwconv = DepthwiseConv2d(hidden_dim, 3)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        if x.device.type == 'cpu' and not (torch.is_grad_enabled() or self.training or is_traced()):
+            hidden_bytes = x.numel() // x.shape[1] * self.fc1.out_channels * x.element_size()
+            return self.forward_in_chunks(x, -(-hidden_bytes // MAX_HIDDEN_BYTES))
+        x = self.drop(self.act(self.dwconv(self.fc1(x))))
+        return self.drop(self.fc2(x))
+
+    def forward_in_chunks(self, x: Tensor, chunks: int) -> Tensor:
+        """The same without dropout, over groups of hidden channels: they meet in the last convolution only."""
+        out = None
+        for fc1_weight, fc1_bias, dw_weight, dw_bias, fc2_weight in zip(
+            self.fc1.weight.chunk(chunks),
+            self.fc1.bias.chunk(chunks),
+            self.dwconv.weight.chunk(chunks),
+            self.dwconv.bias.chunk(chunks),
+            self.fc2.weight.chunk(chunks, dim=1),
+        ):
+            hidden = F.conv2d(x, fc1_weight, fc1_bias)
+            hidden = self.act(depthwise_conv2d(hidden, dw_weight, dw_bias, self.dwconv.padding[0]))
+            part = F.conv2d(hidden, fc2_weight, self.fc2.bias if out is None else None)
+            out = part if out is None else out.add_(part)
+        return out
+
+
+class Block(nn.Module):
+    """Token mixer and channel mixer, each behind a norm, with layer scale, drop path and a residual sum.
+
+    Args:
+        dim: Number of channels.
+        mlp_ratio: Width of the channel mixer as a multiple of ``dim``.
+        compete: See :class:`GlobalContext`.
+        drop_rate: Dropout rate in the channel mixer.
+        drop_path_rate: Rate at which a sample skips a branch.
+        layer_scale_init_value: Initial value of the layer scales.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        compete: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.token_mixer = TokenMixer(dim, compete)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.channel_mixer = ChannelMixer(dim, int(dim * mlp_ratio), drop_rate)
+        self.layer_scale_1 = nn.Parameter(layer_scale_init_value * torch.ones(dim))
+        self.layer_scale_2 = nn.Parameter(layer_scale_init_value * torch.ones(dim))
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        x = x + self.drop_path(self.layer_scale_1.view(-1, 1, 1) * self.token_mixer(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2.view(-1, 1, 1) * self.channel_mixer(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and BatchNorm: the stem, and the step down between two stages.
+
+    Args:
+        in_dim: Number of channels that come in.
+        dim: Number of channels that go out.
+        kernel_size: Side of the kernel in pixels; half of it is padded.
+        stride: Step in pixels.
+    """
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C_out, ceil(H / stride), ceil(W / stride)) for strides 2 and 4."""
+        return self.norm(self.proj(x))
+
+
+@MODELS.register_module()
+class FCViT(BaseBackbone):
+    """Fully convolutional vision transformer, as a backbone of four stages at strides 4, 8, 16 and 32.
+
+    `Fully Convolutional Vision Transformer <https://arxiv.org/abs/2212.12552>`_. Only the stages and norms that
+    ``out_indices`` asks for are built, so no parameter is left without a gradient.
+
+    Args:
+        arch: ``'tiny'``, ``'b12'``, ``'b24'``, ``'b48'``, or a dict with ``embed_dims`` (channels, multiples of 8),
+            ``depths`` (blocks) and ``mlp_ratios``, each a sequence with one entry a stage. Default: ``'b12'``.
+        out_indices: Numbers of the stages to return, from 0. Default: all four.
+        frozen_stages: Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
+            Default: -1.
+        norm_eval: Keep BatchNorm in evaluation mode while training. Default: False.
+        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
+        drop_rate: Dropout rate in the channel mixers. Default: 0.
+        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        layer_scale_init_value: Initial value of the layer scales. Default: 1e-6.
+        compete: Let two halves of each bottleneck compete, as in every released model. Default: True.
+        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers, torch's own for
+            convolutions.
+
+    Raises:
+        UserError: If an argument is out of range, or an image is too small for the last stage.
+    """
+
+    # https://github.com/ma-xu/FCViT
+    arch_settings = {
+        'tiny': dict(embed_dims=(32, 64, 160, 320), depths=(3, 3, 5, 2), mlp_ratios=(8, 8, 4, 4)),
+        'b12': dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 6, 2), mlp_ratios=(8, 8, 4, 4)),
+        'b24': dict(embed_dims=(64, 128, 320, 512), depths=(4, 4, 12, 4), mlp_ratios=(8, 8, 4, 4)),
+        'b48': dict(embed_dims=(64, 128, 320, 512), depths=(8, 8, 24, 8), mlp_ratios=(8, 8, 4, 4)),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'b12',
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        compete: bool = True,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(frozen_stages, norm_eval, init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02))
+        sizes = self.parse_arch(arch)
+        embed_dims, depths, mlp_ratios = sizes['embed_dims'], sizes['depths'], sizes['mlp_ratios']
+        if not len(embed_dims) == len(depths) == len(mlp_ratios):
+            raise UserError(f'FCViT: `embed_dims`, `depths` and `mlp_ratios` differ in length: {sizes}')
+        if any(dim % NUM_HEADS for dim in embed_dims):
+            raise UserError(f'FCViT: `embed_dims` is {embed_dims}; each must be a multiple of {NUM_HEADS}, the heads')
+        self.out_indices = self.check_out_indices(out_indices, len(depths))
+        self.check_frozen_stages(frozen_stages, len(depths))
+        self.with_cp = with_cp
+        self.depths = depths[: self.out_indices[-1] + 1]
+
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        self.patch_embed = PatchEmbed(3, embed_dims[0], kernel_size=7, stride=4)
+        self.network = nn.ModuleList()  # stage, step down, stage, … as the released files number them
+        for stage, depth in enumerate(self.depths):
+            if stage > 0:
+                self.network.append(PatchEmbed(embed_dims[stage - 1], embed_dims[stage], 3, 2))
+            self.network.append(
+                nn.Sequential(
+                    *(
+                        Block(
+                            embed_dims[stage],
+                            mlp_ratios[stage],
+                            compete,
+                            drop_rate,
+                            rates[stage][i].item(),
+                            layer_scale_init_value,
+                        )
+                        for i in range(depth)
+                    )
+                )
+            )
+        for stage in self.out_indices:
+            self.add_module(f'norm{2 * stage}', nn.GroupNorm(1, embed_dims[stage]))
+        self._freeze_stages()
+
+    def stage_modules(self, stage: int) -> list[nn.Module]:
+        """The stem (stage 0), or the step down, blocks and output norm of a stage counted from 1."""
+        if stage == 0:
+            return [self.patch_embed]
+        if stage > len(self.depths):
+            return []
+        parts = [self.network[2 * stage - 2]]
+        if stage > 1:
+            parts.append(self.network[2 * stage - 3])
+        if stage - 1 in self.out_indices:
+            parts.append(getattr(self, f'norm{2 * stage - 2}'))
+        return parts
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Stem 0, then one layer a block; a step down counts with the block after it, output norms come last."""
+        num_layers = sum(self.depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] == 'patch_embed':
+            return 0, num_layers
+        if parts[0] != 'network':
+            return num_layers - 1, num_layers
+        stage, step_down = (int(parts[1]) + 1) // 2, int(parts[1]) % 2
+        block = 0 if step_down else int(parts[2])
+        return sum(self.depths[:stage]) + block + 1, num_layers
+
+    @property
+    def new_keys(self) -> list[str]:
+        """The output norms, which a classifier's checkpoint does not have."""
+        return [f'norm{2 * i}.{leaf}' for i in self.out_indices for leaf in ('weight', 'bias')]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the stages in ``out_indices``.
+
+        Args:
+            x: Images, (B, 3, H, W). H and W may be any numbers that leave the last stage something to shrink.
+
+        Returns:
+            A map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i, at strides 4, 8, 16, 32.
+        """
+        self.check_input(x, min_size=2 ** self.out_indices[-1] * 2 + 1)
+        if x.device.type == 'cpu':
+            # Every operator of the network is faster on a CPU with the channels innermost.
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.patch_embed(x)
+        outs = []
+        for i, part in enumerate(self.network):
+            x = run_blocks(part, x, self.with_cp and self.training) if i % 2 == 0 else part(x)
+            if i % 2 == 0 and i // 2 in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x))
+        return tuple(outs)

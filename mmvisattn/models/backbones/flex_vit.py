@@ -1,0 +1,297 @@
+"""FlexViT, a vision transformer that looks closely only where its attention points.
+
+It brings `FlexAttention <https://arxiv.org/abs/2407.20228>`_ (Li et al., 2024), made for vision-language models, to
+dense prediction. A plain ViT or DeiT runs on the image shrunk by ``zoom``; the full image is a second, high-resolution
+map of tokens. Each layer attends to all low-resolution tokens and to those cells of the high-resolution map that the
+attention of the layer before points at, refines these too, and writes them back. Weights of timm's ViT and DeiT load as
+they are.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...registry import MODELS
+from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, run_block
+from ..layers.token_selection import CellGrid, TokenSelector
+from .base_backbone import BaseBackbone
+
+
+@MODELS.register_module()
+class FlexViT(BaseBackbone):
+    """Vision transformer over a low-resolution map and selected cells of a high-resolution one.
+
+    The first ``num_plain_layers`` layers run on the low-resolution tokens and, window by window, on the high-resolution
+    ones; a window is as large as the low-resolution map. All others are hierarchical: layer l attends to the low
+    resolution and to the cells that layer l − 1 selected. High-resolution tokens that are not selected stay as they
+    are.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims`` (channels),
+            ``depth`` (layers), ``num_heads`` and ``mlp_ratio``. Default: ``'base'``.
+        patch_size: Side of a patch in pixels, the stride of the high-resolution map. Default: 16.
+        pretrain_size: Side in pixels of the images of pretraining, which gives the size of the position embedding;
+            a multiple of ``patch_size``. Embeddings of other sizes are resampled on loading. Default: 224.
+        zoom: How much the image is shrunk for the low-resolution map, an integer from 2. Default: 2.
+        num_plain_layers: Layers before the first hierarchical one, at least 1. Default: a quarter of all.
+        select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
+            :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
+        select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.25.
+        select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
+        cell_size: Side of a cell in low-resolution tokens. Default: 2.
+        out_indices: What to return: 0 is the high-resolution map fused with the upsampled low-resolution map, 1 the
+            low-resolution map itself. Default: (0,).
+        frozen_stages: Number of the last frozen layer, counted from 1; 0 freezes patch and position embedding alone,
+            -1 nothing. Default: -1.
+        norm_eval: Part of the common contract; there is no BatchNorm here. Default: False.
+        with_cp: Recompute each layer in the backward instead of keeping its activations. Default: False.
+        drop_path_rate: Drop path rate of the last layer; rises linearly from 0 over the layers. Default: 0.
+        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers.
+
+    Raises:
+        UserError: If an argument is out of range, or a checkpoint is of another kind of network.
+    """
+
+    # https://github.com/facebookresearch/deit
+    arch_settings = {
+        'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
+        'small': dict(embed_dims=384, depth=12, num_heads=6, mlp_ratio=4),
+        'base': dict(embed_dims=768, depth=12, num_heads=12, mlp_ratio=4),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        patch_size: int = 16,
+        pretrain_size: int = 224,
+        zoom: int = 2,
+        num_plain_layers: int | None = None,
+        select_mode: str = 'topk',
+        select_ratio: float = 0.25,
+        select_threshold: float = 48.0,
+        cell_size: int = 2,
+        out_indices: Sequence[int] = (0,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(frozen_stages, norm_eval, init_cfg)
+        sizes = self.parse_arch(arch)
+        dim, depth, num_heads = sizes['embed_dims'], sizes['depth'], sizes['num_heads']
+        if num_plain_layers is None:
+            num_plain_layers = max(depth // 4, 1)
+        check_sizes(dim, num_heads, depth, num_plain_layers, zoom, cell_size, patch_size, pretrain_size)
+        self.out_indices = self.check_out_indices(out_indices, 2)
+        self.check_frozen_stages(frozen_stages, depth)
+        self.patch_size = patch_size
+        self.zoom = zoom
+        self.num_plain_layers = num_plain_layers
+        self.cell_size = cell_size
+        self.with_cp = with_cp
+
+        self.patch_embed = PatchEmbed(
+            None, patch_size, embed_dim=dim, flatten=False, output_fmt='NHWC', strict_img_size=False
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_size // patch_size) ** 2, dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(
+            HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
+            for i in range(depth)
+        )
+        self.selector = TokenSelector(select_mode, select_ratio, select_threshold)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        if 0 in self.out_indices:
+            self.norm_high = nn.LayerNorm(dim, eps=1e-6)
+        self._freeze_stages()
+
+    def stage_modules(self, stage: int) -> list[nn.Module | nn.Parameter]:
+        """Patch and position embedding (stage 0), or a layer counted from 1; the norms go with the last."""
+        if stage == 0:
+            return [self.patch_embed, self.pos_embed]
+        parts = [self.blocks[stage - 1]]
+        if stage == len(self.blocks):
+            parts += [getattr(self, name) for name in ('norm', 'norm_high') if hasattr(self, name)]
+        return parts
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Embeddings 0, then the layers, and the norms last."""
+        num_layers = len(self.blocks) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] in ('patch_embed', 'pos_embed'):
+            return 0, num_layers
+        return (int(parts[1]) + 1 if parts[0] == 'blocks' else num_layers - 1), num_layers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps in ``out_indices``.
+
+        Args:
+            x: Images, (B, 3, H, W), of any size. Inside they are zero-padded at the bottom and right to a multiple of
+                ``patch_size * zoom * cell_size``; what comes of the padding is cut off.
+
+        Returns:
+            The fused map (B, C, ceil(H / patch_size), ceil(W / patch_size)) and the low-resolution map, whose stride
+            is ``zoom`` times as large, as asked for.
+        """
+        self.check_input(x, min_size=1)
+        size = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
+        low_size = tuple(-(-n // self.zoom) for n in size)
+        step = self.patch_size * self.zoom * self.cell_size
+        x = F.pad(x, (0, -x.shape[-1] % step, 0, -x.shape[-2] % step))
+
+        low = self.embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
+        high = self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)
+        low_grid, high_grid = tuple(low.shape[1:3]), tuple(high.shape[1:3])
+        low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid)
+
+        grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
+        cells = grid.split(high)  # (B, cells, t, C)
+        real = real_tokens(low_size, low_grid, x.device)
+        for i, block in enumerate(self.blocks[self.num_plain_layers :], self.num_plain_layers + 1):
+            selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real)
+            next_grid = low_grid if i < len(self.blocks) else None  # nobody follows the selection of the last layer
+            low, cells, relevance = attend_and_write_back(
+                block, low, cells, selection, grid=next_grid, with_cp=self.with_cp and self.training
+            )
+
+        low = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
+        outs = []
+        if 0 in self.out_indices:
+            high = self.norm_high(grid.join(cells)).permute(0, 3, 1, 2)
+            upsampled = F.interpolate(low, high_grid, mode='bilinear')
+            outs.append((high + upsampled)[:, :, : size[0], : size[1]].contiguous())
+        if 1 in self.out_indices:
+            outs.append(low[:, :, : low_size[0], : low_size[1]].contiguous())
+        return tuple(outs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches with their positions: (B, 3, H, W) → (B, H / patch_size, W / patch_size, C).
+
+        Positions span the whole image at either resolution, so a token and those below it have the same place.
+        """
+        x = self.patch_embed(x)
+        grid = list(x.shape[1:3])
+        return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
+
+    def forward_plain(self, low: Tensor, high: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The layers before the first hierarchical one.
+
+        Args:
+            low: Low-resolution tokens, (B, N, C).
+            high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C).
+            grid: Hl and Wl, rows and columns of the low-resolution tokens.
+
+        Returns:
+            The same two, and the relevance (B, N) that makes the first selection.
+        """
+        with_cp = self.with_cp and self.training
+        window_grid = CellGrid(tuple(high.shape[1:3]), grid)
+        windows = window_grid.split(high).flatten(0, 1)  # (B·zoom², N, C)
+        relevance = None
+        for i in range(self.num_plain_layers):
+            selects = grid if i == self.num_plain_layers - 1 else None
+            low, _, relevance = run_block(self.blocks[i], low, None, None, None, selects, with_cp=with_cp)
+            windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
+        return low, window_grid.join(windows.unflatten(0, (len(low), -1))), relevance
+
+    def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of timm's ViT and DeiT made ours.
+
+        Prefix tokens are left out of the position embedding, which is resampled to ``pretrain_size``; layer scales are
+        multiplied into the projections that they follow; W' and the norm of the high-resolution map are copies.
+
+        Raises:
+            UserError: If patches are of another size, or the layers hold parts that a plain ViT does not have.
+        """
+        weights = dict(state_dict)
+        if 'patch_embed.proj.weight' not in weights or 'pos_embed' not in weights:
+            return weights
+        own = self.state_dict()
+        patch = weights['patch_embed.proj.weight'].shape[-1]
+        if patch != self.patch_size:
+            raise UserError(
+                f'the checkpoint has patches of {patch}×{patch} pixels and FlexViT of {self.patch_size}×'
+                f'{self.patch_size}; load weights of a network with patches of {self.patch_size} pixels (timm names '
+                f'them `patch{self.patch_size}`), or set `patch_size={patch}`'
+            )
+        weights['pos_embed'] = self._resample(weights['pos_embed'])
+        for i, block in enumerate(self.blocks):
+            name = f'blocks.{i}.'
+            for scale, projection in (('ls1.gamma', 'attn.proj'), ('ls2.gamma', 'mlp.fc2')):
+                gamma = weights.pop(name + scale, None)
+                if gamma is not None:
+                    weight = weights[f'{name}{projection}.weight']
+                    weights[f'{name}{projection}.weight'] = weight * gamma[:, None]
+                    weights[f'{name}{projection}.bias'] = weights[f'{name}{projection}.bias'] * gamma
+            for leaf in ('weight', 'bias'):
+                source, copy = f'{name}attn.qkv.{leaf}', f'{name}attn.kv_high.{leaf}'
+                if block.attn.kv_high is None:
+                    weights.pop(copy, None)  # of a FlexViT with fewer plain layers
+                elif source in weights:
+                    weights.setdefault(copy, weights[source][len(weights[source]) // 3 :])
+            foreign = [key for key in weights if key.startswith(name) and key not in own]
+            if foreign:
+                raise UserError(
+                    f'the checkpoint has {foreign[0]!r}, a part that the layers of FlexViT lack, so its features would '
+                    'be others; load weights of a plain ViT or DeiT, such as timm://deit_base_patch16_224'
+                )
+        for leaf in ('weight', 'bias'):
+            if f'norm_high.{leaf}' in own and f'norm.{leaf}' in weights:
+                weights.setdefault(f'norm_high.{leaf}', weights[f'norm.{leaf}'])
+        return weights
+
+    def _resample(self, pos_embed: Tensor) -> Tensor:
+        # The grid is square; before it stand the class token and others of its kind, where they have a position.
+        side = math.isqrt(pos_embed.shape[1])
+        grid = [math.isqrt(self.pos_embed.shape[1])] * 2
+        return resample_abs_pos_embed(pos_embed[:, -side * side :], grid, num_prefix_tokens=0)
+
+
+def check_sizes(
+    dim: int,
+    num_heads: int,
+    depth: int,
+    num_plain_layers: int,
+    zoom: int,
+    cell_size: int,
+    patch_size: int,
+    pretrain_size: int,
+) -> None:
+    """Refuse sizes that do not go together.
+
+    Raises:
+        UserError: If one does not.
+    """
+    if dim % num_heads:
+        raise UserError(f'FlexViT: `embed_dims` is {dim} and `num_heads` {num_heads}; heads must divide the channels')
+    if not isinstance(zoom, int) or zoom < 2:
+        raise UserError(
+            f'FlexViT: `zoom` is {zoom}; windows of the full image must be as large as the shrunk image, so it must be '
+            'an integer from 2, such as 2 or 3'
+        )
+    if not 1 <= num_plain_layers < depth:
+        raise UserError(
+            f'FlexViT: `num_plain_layers` is {num_plain_layers}, with {depth} layers in all; set it to a number from 1 '
+            f'(a plain layer makes the first selection) to {depth - 1} (a layer must be left to use it)'
+        )
+    if not isinstance(cell_size, int) or cell_size < 1:
+        raise UserError(f'FlexViT: `cell_size` is {cell_size}; set it to a number of low-resolution tokens, from 1')
+    if pretrain_size < patch_size or pretrain_size % patch_size:
+        raise UserError(
+            f'FlexViT: `pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of pretraining, '
+            f'a multiple of `patch_size`, {patch_size}'
+        )
+
+
+def real_tokens(size: tuple[int, int], padded: tuple[int, int], device: torch.device) -> Tensor | None:
+    """False for tokens that come of padding alone, (rows, columns); None if there are none."""
+    if size == padded:
+        return None
+    return F.pad(torch.ones(size, dtype=torch.bool, device=device), (0, padded[1] - size[1], 0, padded[0] - size[0]))

@@ -1,0 +1,134 @@
+"""What the De-focus attention networks share: an image as a one-dimensional sequence of patches."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ..layers import PatchSequence, at_least_float32
+from ..layers.patch_sequence import rename_projection, to_map
+from .base_backbone import BaseBackbone, run_blocks
+
+
+class SequenceBackbone(BaseBackbone):
+    """Patches in sequence, blocks that mix them, a norm, and the sequence as a map of stride 16 again.
+
+    A stage, as ``frozen_stages`` and ``out_indices`` count them, is a block. Blocks beyond the last that
+    ``out_indices`` asks for are not built.
+
+    Args:
+        embed_dims: Number of channels C.
+        blocks: Modules (B, L, C) → (B, L, C).
+        norm_eps: Added to the variance by the last LayerNorm.
+        token_order: See :class:`~mmvisattn.models.layers.PatchSequence`.
+        pretrain_size: See :class:`~mmvisattn.models.layers.PatchSequence`.
+        out_indices: Numbers of the blocks to return, from 0.
+        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
+        with_cp: Recompute each block in the backward instead of keeping its activations.
+        init_cfg: mmengine's initialisation config.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        blocks: Sequence[nn.Module],
+        norm_eps: float,
+        token_order: str,
+        pretrain_size: int,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        with_cp: bool,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        super().__init__(frozen_stages, init_cfg=init_cfg)
+        self.out_indices = self.check_out_indices(out_indices, len(blocks))
+        self.check_frozen_stages(frozen_stages, len(blocks))
+        self.with_cp = with_cp
+        self.patch_embed = PatchSequence(embed_dims, token_order, pretrain_size)
+        self.blocks = nn.ModuleList(blocks[: self.out_indices[-1] + 1])
+        self.norm = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self._freeze_stages()
+
+    @classmethod
+    def check_scales(cls, **scales: float) -> None:
+        """Refuse scale factors that are not positive.
+
+        Raises:
+            UserError: If one is not.
+        """
+        for name, scale in scales.items():
+            if not scale > 0:
+                raise UserError(
+                    f'{cls.__name__}: `{name}` is {scale}; it must be above 0: 1 for images of the size of '
+                    'pretraining, larger where the sequence is longer'
+                )
+
+    @classmethod
+    def check_heads(cls, embed_dims: int, num_heads: int) -> None:
+        """Refuse heads that do not share the channels evenly, or have no pairs of channels to rotate.
+
+        Raises:
+            UserError: If ``embed_dims`` is not a multiple of twice ``num_heads``.
+        """
+        if embed_dims % (2 * num_heads):
+            raise UserError(
+                f'{cls.__name__}: `embed_dims` is {embed_dims} and `num_heads` {num_heads} in `arch`; the channels '
+                'must be a multiple of twice the heads, so that each has pairs of channels to rotate'
+            )
+
+    @classmethod
+    def drop_path_rates(cls, drop_path_rate: float, depth: int) -> list[float]:
+        """The rate of each block, rising linearly from 0.
+
+        Raises:
+            UserError: If the last rate is not a probability below 1.
+        """
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'{cls.__name__}: `drop_path_rate` is {drop_path_rate}; it must be from 0 to below 1')
+        return torch.linspace(0, drop_path_rate, depth).tolist()
+
+    def stage_modules(self, stage: int) -> list[nn.Module]:
+        """The patch embedding (stage 0), or a block counted from 1; the norm goes with the last one."""
+        if stage == 0:
+            return [self.patch_embed]
+        if stage > len(self.blocks):
+            return []
+        return [self.blocks[stage - 1], *([self.norm] if stage == len(self.blocks) else [])]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Patch embedding and class token 0, then one layer a block, the norm last."""
+        num_layers = len(self.blocks) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] in ('patch_embed', 'cls_token'):
+            return 0, num_layers
+        return int(parts[1]) + 1 if parts[0] == 'blocks' else num_layers - 1, num_layers
+
+    def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A classifier's name of the patch embedding made ours."""
+        state_dict = dict(state_dict)
+        rename_projection(state_dict, 'patch_embed.')
+        return state_dict
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps after the blocks in ``out_indices``, each passed through the norm.
+
+        Args:
+            x: Images, (B, 3, H, W), of any height and width.
+
+        Returns:
+            Maps (B, C, ceil(H / 16), ceil(W / 16)).
+        """
+        self.check_input(x, min_size=1)
+        size, window = self.patch_embed.layout(x)
+        # The residual stream stays in float32 under mixed precision.
+        x = at_least_float32(self.patch_embed(x))
+        outs = []
+        for blocks in self._blocks_by_output():
+            x = run_blocks(blocks, x, self.with_cp and self.training)
+            outs.append(to_map(self.norm(x), size, window))
+        return tuple(outs)
+
+    def _blocks_by_output(self) -> Iterable[nn.ModuleList]:
+        starts = (0, *(i + 1 for i in self.out_indices))
+        return (self.blocks[start:stop] for start, stop in zip(starts, starts[1:]))

@@ -1,0 +1,17 @@
+"""What several networks are made of."""
+
+from .bandpass import BandpassFilter, rotate
+from .norm import LN2d, at_least_float32, group_rms_norm
+from .patch_sequence import PatchSequence
+from .transformer_block import TransformerBlock, init_linear
+
+__all__ = [
+    'BandpassFilter',
+    'LN2d',
+    'PatchSequence',
+    'TransformerBlock',
+    'at_least_float32',
+    'group_rms_norm',
+    'init_linear',
+    'rotate',
+]

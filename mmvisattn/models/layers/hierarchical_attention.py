@@ -1,0 +1,270 @@
+"""Attention over all low-resolution tokens and a few selected high-resolution tokens.
+
+After `FlexAttention for Efficient High-Resolution Vision-Language Models <https://arxiv.org/abs/2407.20228>`_ (Li et
+al., 2024); it has nothing to do with PyTorch's ``flex_attention``. Keys and values of the high-resolution tokens have
+projections of their own, W'. With M of them beside N low-resolution tokens a layer costs as (N + M)², whatever the
+size of the high-resolution map.
+"""
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from .norm import at_least_float32
+from .token_selection import Selection, estimate_received_attention, gather_cells, write_cells
+from .transformer_block import init_linear
+
+
+def hierarchical_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_high: Tensor | None = None,
+    v_high: Tensor | None = None,
+    mask: Tensor | None = None,
+    need_map: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``softmax(Q [K; K']ᵀ / √d) [V; V']`` with one softmax over both resolutions.
+
+    Args:
+        q: Queries, (B, heads, Q, d).
+        k: Keys of the low-resolution tokens, (B, heads, N, d).
+        v: Their values, (B, heads, N, d).
+        k_high: Keys of the high-resolution tokens, (B, heads, M, d); None for plain attention.
+        v_high: Their values, (B, heads, M, d).
+        mask: True where a query may look at a key, boolean, broadcast to (B, heads, Q, N + M). Every query must have
+            a key to look at.
+        need_map: Compute step by step and return the attention map as well, instead of torch's fused attention.
+
+    Returns:
+        The output (B, heads, Q, d), and the map (B, heads, Q, N + M) or None.
+    """
+    if k_high is not None:
+        k, v = torch.cat([k, k_high], 2), torch.cat([v, v_high], 2)
+    if not need_map:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+    logits = at_least_float32((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float('-inf'))
+    attention = logits.softmax(-1).to(v.dtype)
+    return attention @ v, attention
+
+
+def axial_angles(grid: tuple[int, int], step: int, head_dim: int, device: torch.device) -> Tensor:
+    """Rotary angles by row and column, so that attention sees how far apart tokens of two resolutions are.
+
+    Args:
+        grid: Rows and columns of the tokens.
+        step: Side of a token, in tokens of the finest grid; it is the centre of a token that counts.
+        head_dim: Channels of a head, a multiple of 4: half of them turn with the row, half with the column.
+        device: Where to put the angles.
+
+    Returns:
+        (rows, columns, head_dim / 2), float32.
+    """
+    bands = 10000.0 ** (-torch.arange(0, head_dim, 4, device=device) / head_dim)  # (head_dim / 4,)
+    rows, columns = ((torch.arange(n, device=device) + 0.5).mul(step).unsqueeze(-1) * bands for n in grid)
+    return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], -1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn pairs of adjacent channels: (B, heads, L, d) by (B or 1, L, d / 2), in float32 at least."""
+    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(x.dtype)
+
+
+class HierarchicalAttention(nn.Module):
+    """Self-attention of low-resolution tokens, and of selected high-resolution tokens beside them.
+
+    Both ask with the same projection W_Q. Named as timm's attention, ``kv_high`` being new.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads.
+        high_res: Have the projections W' of high-resolution keys and values; they start as copies of W.
+    """
+
+    def __init__(self, dim: int, num_heads: int, high_res: bool = True) -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.kv_high = nn.Linear(dim, 2 * dim) if high_res else None
+        init_linear(self)
+        if high_res:
+            self.copy_to_high()
+
+    @torch.no_grad()
+    def copy_to_high(self) -> None:
+        """Let W' be W."""
+        self.kv_high.weight.copy_(self.qkv.weight[self.dim :])
+        self.kv_high.bias.copy_(self.qkv.bias[self.dim :])
+
+    def project(self, x: Tensor, high_res: bool, angles: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, heads, L, d), of tokens (B, L, C) of one resolution."""
+        if high_res:
+            weight = torch.cat([self.qkv.weight[: self.dim], self.kv_high.weight])
+            bias = torch.cat([self.qkv.bias[: self.dim], self.kv_high.bias])
+            x = F.linear(x, weight, bias)
+        else:
+            x = self.qkv(x)
+        q, k, v = x.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, heads, L, d)
+        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def forward(
+        self,
+        x: Tensor,
+        num_low: int,
+        keep: Tensor | None = None,
+        angles: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, and tell where on the way.
+
+        Args:
+            x: Tokens, (B, N + M, C): the low-resolution ones in raster order, then the high-resolution ones.
+            num_low: N.
+            keep: False for high-resolution tokens that nobody may look at, boolean, (B, M).
+            angles: Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
+            grid: Rows and columns of the low-resolution tokens, to have their relevance estimated.
+
+        Returns:
+            The output (B, N + M, C), and the relevance (B, N) or None.
+        """
+        q, k, v = self.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
+        relevance = None if grid is None else estimate_received_attention(q, k, grid)
+        k_high = v_high = mask = None
+        if self.kv_high is not None:  # even where nothing was selected, lest W' drop out of the graph
+            high_angles = None if angles is None else angles[:, num_low:]
+            q_high, k_high, v_high = self.project(x[:, num_low:], True, high_angles)
+            q = torch.cat([q, q_high], 2)
+            if keep is not None:
+                mask = F.pad(keep, (num_low, 0), value=True)[:, None, None]  # (B, 1, 1, N + M)
+        x, _ = hierarchical_attention(q, k, v, k_high, v_high, mask)
+        return self.proj(x.transpose(1, 2).flatten(2)), relevance
+
+
+class HierarchicalBlock(nn.Module):
+    """Hierarchical attention and MLP, each behind a LayerNorm, with drop path and a residual sum; named as in timm.
+
+    ``set_alpha`` blends the plain path (low-resolution tokens attend to each other, high-resolution ones stay as they
+    are) into the hierarchical one while training; evaluation takes the latter, as the paper's release does.
+
+    Args:
+        dim: Number of channels C.
+        num_heads: Number of heads.
+        mlp_ratio: Width of the MLP as a multiple of ``dim``.
+        drop_path_rate: Rate at which a sample skips a branch.
+        high_res: Take high-resolution tokens; otherwise a plain transformer block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        high_res: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = HierarchicalAttention(dim, num_heads, high_res)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+        init_linear(self.mlp)
+        # A tensor, so that a compiled network does not depend on the value; it follows from the progress of training.
+        self.register_buffer('alpha', torch.ones(()), persistent=False)
+        self.blending = False
+
+    def set_alpha(self, alpha: float) -> None:
+        """Set the share of the hierarchical path, from 0 (the plain path alone) to 1."""
+        self.alpha.fill_(alpha)
+        self.blending = alpha < 1
+
+    def forward(
+        self,
+        low: Tensor,
+        high: Tensor | None = None,
+        keep: Tensor | None = None,
+        angles: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Refine tokens of both resolutions; the arguments are those of :class:`HierarchicalAttention`.
+
+        Args:
+            low: Low-resolution tokens, (B, N, C).
+            high: Selected high-resolution tokens, (B, M, C), or None.
+            keep: (B, M) or None.
+            angles: (B or 1, N + M, d / 2) or None.
+            grid: Rows and columns of the low-resolution tokens, or None.
+
+        Returns:
+            Low-resolution tokens (B, N, C), high-resolution tokens (B, M, C) or None, relevance (B, N) or None.
+        """
+        num_low = low.shape[1]
+        blend = high is not None and self.training and self.blending
+        # One tensor from here on: what is not attention is the same for both, and drop path skips both or neither.
+        x = low if high is None else torch.cat([low, high], 1)
+        normed = self.norm1(x)
+        y, relevance = self.attn(normed, num_low, keep, angles, grid)
+        if blend:
+            plain, _ = self.attn(normed[:, :num_low], num_low, angles=None if angles is None else angles[:, :num_low])
+            y = self._scale_high(y, num_low)
+            y = torch.cat([plain + self.alpha * (y[:, :num_low] - plain), y[:, num_low:]], 1)
+        x = x + self.drop_path(y)
+        y = self.mlp(self.norm2(x))
+        x = x + self.drop_path(self._scale_high(y, num_low) if blend else y)
+        return x[:, :num_low], None if high is None else x[:, num_low:], relevance
+
+    def _scale_high(self, y: Tensor, num_low: int) -> Tensor:
+        return torch.cat([y[:, :num_low], self.alpha * y[:, num_low:]], 1)
+
+
+def run_block(block: HierarchicalBlock, *args, with_cp: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Apply a layer; ``with_cp`` trades memory for computing it a second time in the backward."""
+    if with_cp and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+    return block(*args)
+
+
+def attend_and_write_back(
+    block: HierarchicalBlock,
+    low: Tensor,
+    cells: Tensor,
+    selection: Selection,
+    real: Tensor | None = None,
+    angles: tuple[Tensor, Tensor] | None = None,
+    grid: tuple[int, int] | None = None,
+    with_cp: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
+
+    Args:
+        block: The layer.
+        low: Low-resolution tokens, (B, N, C).
+        cells: The high-resolution map by cell, (B, cells, t, C).
+        selection: The cells to take.
+        real: False for tokens of a cell that lie beyond the map, (cells, t); None if there are none.
+        angles: Rotary angles of the low-resolution tokens, (N, d / 2), and of the cells, (cells, t, d / 2), or None.
+        grid: Rows and columns of the low-resolution tokens, to have their relevance estimated.
+        with_cp: Recompute the layer in the backward instead of keeping its activations.
+
+    Returns:
+        Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and the relevance (B, N) or None.
+    """
+    high = gather_cells(cells, selection.index)
+    keep = None
+    if selection.keep is not None:
+        keep = selection.keep.repeat_interleave(cells.shape[2], 1)  # (B, K*t)
+    if real is not None:
+        inside = real[selection.index].flatten(1)
+        keep = inside if keep is None else keep & inside
+    if angles is not None:
+        angles = torch.cat([angles[0].expand(len(low), -1, -1), angles[1][selection.index].flatten(1, 2)], 1)
+    low, high, relevance = run_block(block, low, high, keep, angles, grid, with_cp=with_cp)
+    return low, write_cells(cells, selection, high), relevance

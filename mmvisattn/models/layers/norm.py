@@ -1,0 +1,47 @@
+"""Norms that torch does not have."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...registry import MODELS
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def group_rms_norm(x: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
+    """Divide each group of adjacent channels by its root mean square; no affine part, in float32 at least.
+
+    Args:
+        x: Tokens, (..., C).
+        group_size: Channels in a group, a divisor of C.
+        eps: Added to the mean square.
+
+    Returns:
+        (..., C), float32 or float64.
+    """
+    groups = at_least_float32(x).unflatten(-1, (-1, group_size))
+    return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+
+
+@MODELS.register_module()
+class LN2d(nn.LayerNorm):
+    """LayerNorm over the channels of a map, at each position by itself.
+
+    Args:
+        num_channels: Number of channels C.
+        eps: Added to the variance. Default: 1e-5.
+    """
+
+    _abbr_ = 'ln'
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__(num_channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)

@@ -1,0 +1,109 @@
+"""An image as a sequence of patches, and the sequence as a map again."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import UserError
+
+PATCH_SIZE = 16
+TOKEN_ORDERS = ('window', 'raster')
+
+
+def window_grid(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, int]:
+    """Number of windows down and across, and of tokens up to the last real one, in window order."""
+    (height, width), (wh, ww) = size, window
+    rows, cols = -(-height // wh), -(-width // ww)
+    last_row, last_col = height - (rows - 1) * wh, width - (cols - 1) * ww
+    return rows, cols, (rows * cols - 1) * wh * ww + (last_row - 1) * ww + last_col
+
+
+def to_sequence(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Order a map window by window, windows in row-major order and tokens in raster order inside each.
+
+    Args:
+        x: Map, (B, C, rows · wh, cols · ww): already padded to whole windows.
+        size: Height and width of the part that is not padding.
+        window: Height and width (wh, ww) of a window.
+
+    Returns:
+        (B, L, C); the sequence ends with the last token that is not padding.
+    """
+    B, C = x.shape[:2]
+    rows, cols, length = window_grid(size, window)
+    x = x.reshape(B, C, rows, window[0], cols, window[1]).permute(0, 2, 4, 3, 5, 1)  # (B, rows, cols, wh, ww, C)
+    return x.reshape(B, -1, C)[:, :length]
+
+
+def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Undo :func:`to_sequence` exactly.
+
+    Args:
+        x: Sequence, (B, L, C).
+        size: Height and width of the map without padding.
+        window: Height and width (wh, ww) of a window.
+
+    Returns:
+        (B, C, height, width).
+    """
+    B, length, C = x.shape
+    (height, width), (wh, ww) = size, window
+    rows, cols, _ = window_grid(size, window)
+    x = F.pad(x, (0, 0, 0, rows * cols * wh * ww - length))
+    x = x.view(B, rows, cols, wh, ww, C).transpose(2, 3)  # (B, rows, wh, cols, ww, C)
+    x = x.reshape(B, rows * wh, cols * ww, C)[:, :height, :width]
+    return x.permute(0, 3, 1, 2)
+
+
+class PatchSequence(nn.Module):
+    """Embed patches of 16×16 pixels and put them in order.
+
+    In ``'window'`` order the image is zero-padded at the bottom and right to a multiple of the size of pretraining, and
+    the patches of one such square follow each other, so that a network meets the sequences that it was pretrained on.
+    In ``'raster'`` order the image is padded to whole patches. Padding after the last real patch is left out: causal
+    networks cannot see it.
+
+    Args:
+        embed_dims: Number of channels C.
+        token_order: ``'window'`` or ``'raster'``.
+        pretrain_size: Side in pixels of the images of pretraining, a multiple of 16; used by ``'window'``.
+
+    Raises:
+        UserError: If ``token_order`` is unknown or ``pretrain_size`` does not hold whole patches.
+    """
+
+    def __init__(self, embed_dims: int, token_order: str = 'window', pretrain_size: int = 224) -> None:
+        super().__init__()
+        if token_order not in TOKEN_ORDERS:
+            raise UserError(f'`token_order` is {token_order!r}; set it to one of {TOKEN_ORDERS}')
+        if pretrain_size < PATCH_SIZE or pretrain_size % PATCH_SIZE:
+            raise UserError(
+                f'`pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of pretraining, a '
+                f'multiple of {PATCH_SIZE}: 224 for the small and base, 384 for the large networks'
+            )
+        self.pixels = pretrain_size if token_order == 'window' else PATCH_SIZE
+        self.window = pretrain_size // PATCH_SIZE if token_order == 'window' else None
+        self.projection = nn.Conv2d(3, embed_dims, PATCH_SIZE, PATCH_SIZE)
+
+    def layout(self, image: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width in patches, rounded up, of an image (…, H, W) and of the windows it is cut in."""
+        height, width = image.shape[-2:]
+        size = (-(-height // PATCH_SIZE), -(-width // PATCH_SIZE))
+        return size, (self.window, self.window) if self.window else size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, L, C)."""
+        height, width = image.shape[-2:]
+        size, window = self.layout(image)
+        x = self.projection(F.pad(image, (0, -width % self.pixels, 0, -height % self.pixels)))
+        return to_sequence(x, size, window)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        rename_projection(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def rename_projection(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Name ``proj``, as classifiers call the patch embedding, ``projection`` as detectors do; in place."""
+    for leaf in ('weight', 'bias'):
+        if f'{prefix}proj.{leaf}' in state_dict:
+            state_dict[f'{prefix}projection.{leaf}'] = state_dict.pop(f'{prefix}proj.{leaf}')

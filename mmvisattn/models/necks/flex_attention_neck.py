@@ -1,0 +1,156 @@
+"""FlexAttention between the levels of a feature pyramid."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...registry import MODELS
+from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, axial_angles, run_block
+from ..layers.token_selection import CellGrid, TokenSelector
+
+
+@MODELS.register_module()
+class FlexAttentionNeck(BaseModule):
+    """Attention from a coarse level of a pyramid to the few places of a fine level that it points at.
+
+    After `FlexAttention <https://arxiv.org/abs/2407.20228>`_, see
+    :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. A plain layer over the coarse level makes the first
+    selection; then each of ``num_layers`` layers attends to the coarse level and to the selected cells of the fine one,
+    writes both back, and selects for the next. All levels keep their shape and the others their values, so it stands
+    between any neck whose levels halve in size and any head:
+    ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
+
+    Args:
+        in_channels: Channels C of the levels, a multiple of ``4 * num_heads``. Default: 256.
+        low_level: Number of the coarse level, from 0. Default: 3, stride 32 of an FPN that begins at stride 4.
+        high_level: Number of the fine level, less than ``low_level``. Default: 1, stride 8 of such an FPN.
+        num_layers: Number of hierarchical layers. Default: 2.
+        num_heads: Number of heads. Default: 8.
+        mlp_ratio: Width of the MLPs as a multiple of ``in_channels``. Default: 4.
+        select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
+            :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
+        select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.1.
+        select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
+        cell_size: Side of a cell in tokens of the coarse level. Default: 1.
+        with_cp: Recompute each layer in the backward instead of keeping its activations. Default: False.
+        drop_path_rate: Drop path rate of the layers. Default: 0.
+        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers.
+
+    Raises:
+        UserError: If an argument is out of range, or the levels are not there or do not halve in size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        low_level: int = 3,
+        high_level: int = 1,
+        num_layers: int = 2,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        select_mode: str = 'topk',
+        select_ratio: float = 0.1,
+        select_threshold: float = 48.0,
+        cell_size: int = 1,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not 0 <= high_level < low_level:
+            raise UserError(
+                f'FlexAttentionNeck: `high_level` is {high_level} and `low_level` {low_level}; levels count from 0, '
+                'the finest, and `high_level` must be the finer of the two, that is the lower number'
+            )
+        if in_channels % (4 * num_heads):
+            raise UserError(
+                f'FlexAttentionNeck: `in_channels` is {in_channels} and `num_heads` {num_heads}; the channels of a '
+                'head must be a multiple of 4, since they carry the row and the column'
+            )
+        if num_layers < 1 or not isinstance(cell_size, int) or cell_size < 1:
+            raise UserError(
+                f'FlexAttentionNeck: `num_layers` is {num_layers} and `cell_size` {cell_size}; set both to an integer '
+                'from 1'
+            )
+        self.in_channels = in_channels
+        self.low_level = low_level
+        self.high_level = high_level
+        self.zoom = 2 ** (low_level - high_level)
+        self.head_dim = in_channels // num_heads
+        self.cell_size = cell_size
+        self.with_cp = with_cp
+        self.blocks = nn.ModuleList(
+            HierarchicalBlock(in_channels, num_heads, mlp_ratio, drop_path_rate, high_res=i > 0)
+            for i in range(num_layers + 1)
+        )
+        self.selector = TokenSelector(select_mode, select_ratio, select_threshold)
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Refine two levels of a pyramid.
+
+        Args:
+            inputs: Levels from fine to coarse, (B, C, H_i, W_i) with sizes that halve from level to level, rounded
+                either way.
+
+        Returns:
+            Levels of the same shapes. Only ``low_level`` and ``high_level`` are new; the latter where it was selected.
+        """
+        self.check_levels(inputs)
+        low_map, high_map = inputs[self.low_level], inputs[self.high_level]
+        low_grid, high_grid = tuple(low_map.shape[2:]), tuple(high_map.shape[2:])
+        grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
+        device, with_cp = high_map.device, self.with_cp and self.training
+
+        low = low_map.flatten(2).transpose(1, 2)  # (B, N, C)
+        cells = grid.split(high_map.permute(0, 2, 3, 1))  # (B, cells, t, C)
+        real = grid.real_tokens(device)
+        low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
+        cell_angles = grid.split(axial_angles(high_grid, 1, self.head_dim, device)[None])[0]
+
+        low, _, relevance = run_block(self.blocks[0], low, None, None, low_angles, low_grid, with_cp=with_cp)
+        for i, block in enumerate(self.blocks[1:], 2):
+            selection = self.selector(self.cover(relevance.unflatten(1, low_grid), high_grid), self.cell_size)
+            next_grid = low_grid if i < len(self.blocks) else None  # nobody follows the selection of the last layer
+            low, cells, relevance = attend_and_write_back(
+                block, low, cells, selection, real, (low_angles, cell_angles), next_grid, with_cp
+            )
+
+        outs = list(inputs)
+        outs[self.low_level] = low.transpose(1, 2).unflatten(2, low_grid).contiguous()
+        outs[self.high_level] = grid.join(cells).permute(0, 3, 1, 2).contiguous()
+        return tuple(outs)
+
+    def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:
+        """Relevance (B, rows, columns) continued to the border of the fine level, where the coarse one was floored."""
+        rows, columns = (-(-high // self.zoom) for high in high_grid)
+        missing = (0, columns - relevance.shape[2], 0, rows - relevance.shape[1])
+        return F.pad(relevance[:, None], missing, mode='replicate')[:, 0] if any(missing) else relevance
+
+    def check_levels(self, inputs: Sequence[Tensor]) -> None:
+        """Refuse a pyramid without the two levels, or with levels that do not fit each other.
+
+        Raises:
+            UserError: If it is one.
+        """
+        if len(inputs) <= self.low_level:
+            raise UserError(
+                f'FlexAttentionNeck was given {len(inputs)} levels, numbered 0 to {len(inputs) - 1}; `low_level` is '
+                f'{self.low_level}: set it to one that exists, or have the neck before make more (`num_outs`)'
+            )
+        low, high = inputs[self.low_level], inputs[self.high_level]
+        for level, x in ((self.low_level, low), (self.high_level, high)):
+            if x.shape[1] != self.in_channels:
+                raise UserError(
+                    f'FlexAttentionNeck: level {level} has {x.shape[1]} channels and `in_channels` is '
+                    f'{self.in_channels}; set it to the `out_channels` of the neck before'
+                )
+        zoom = self.zoom
+        if not all(zoom * (n - 1) < m < zoom * (n + 1) for n, m in zip(low.shape[2:], high.shape[2:])):
+            raise UserError(
+                f'FlexAttentionNeck: level {self.high_level} is {tuple(high.shape[2:])} and level {self.low_level} '
+                f'{tuple(low.shape[2:])}, where it should be {zoom} times as fine; put the neck after one whose levels '
+                'halve in size, such as FPN'
+            )

@@ -1,0 +1,1 @@
+"""Numeric kernels: one function each, several backends; torch alone, nothing of OpenMMLab."""

@@ -1,0 +1,3 @@
+DEVICE = 'cuda'
+def unavailable_reason():
+    return 'not written yet'

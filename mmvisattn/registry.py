@@ -1,0 +1,19 @@
+"""Registries of the scope ``mmvisattn``.
+
+Each is a child of mmengine's registry of the same kind, so a stock tool finds ``type='mmvisattn.FCViT'`` from the
+name alone: mmengine imports this module on meeting the scope, and ``locations`` on the first look-up.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvisattn', locations=['mmvisattn.models'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvisattn', locations=['mmvisattn.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvisattn',
+    locations=['mmvisattn.engine'],
+)

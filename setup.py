@@ -1,0 +1,37 @@
+"""Installation of mmvisattn; the tools and configs are used from a clone."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """The lines of a requirements file that name a package."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+version: dict[str, str] = {}
+exec((ROOT / 'mmvisattn' / 'version.py').read_text(), version)
+
+setup(
+    name='mmvisattn',
+    version=version['__version__'],
+    description="Attention backbones and necks for OpenMMLab's detectors and segmentors",
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmvisattn', 'mmvisattn.*']),
+    package_data={'mmvisattn': ['ops/selective_scan/*.cpp']},
+    python_requires='>=3.10,<3.13',
+    install_requires=requirements('runtime'),
+    # A compiled mmcv must not be overwritten, so mmcv-lite is an extra that the user asks for.
+    extras_require={
+        'det': requirements('det'),
+        'seg': requirements('seg'),
+        'lite': requirements('lite'),
+        'tests': requirements('tests'),
+    },
+)

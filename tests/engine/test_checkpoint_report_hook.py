@@ -1,0 +1,36 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mmvisattn.engine import CheckpointReportHook
+from mmvisattn.errors import UserError
+
+
+@pytest.fixture
+def runner():
+    return SimpleNamespace(model=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+
+
+def test_a_checkpoint_of_the_model_passes_unchanged(runner):
+    checkpoint = {'state_dict': runner.model.state_dict(), 'meta': {'epoch': 3}}
+    CheckpointReportHook().after_load_checkpoint(runner, checkpoint)
+    assert checkpoint['state_dict'] is not None and checkpoint['meta'] == {'epoch': 3}
+
+
+@pytest.mark.parametrize('layout', ['model', 'bare', 'module'])
+def test_other_layouts_are_put_where_mmengine_looks(runner, layout):
+    weights = dict(runner.model.state_dict())
+    checkpoint = {
+        'model': {'model': weights},
+        'bare': dict(weights),
+        'module': {'module.' + name: value for name, value in weights.items()},
+    }[layout]
+    CheckpointReportHook().after_load_checkpoint(runner, checkpoint)
+    torch.testing.assert_close(checkpoint['state_dict'], weights)
+
+
+def test_one_that_fits_nothing_is_refused(runner):
+    with pytest.raises(UserError, match=r"not one of its 1 keys fits.*\['backbone.conv1.weight'\]"):
+        CheckpointReportHook().after_load_checkpoint(runner, {'state_dict': {'backbone.conv1.weight': torch.ones(1)}})

@@ -1,0 +1,342 @@
+import ast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmvisattn.models.layers.hierarchical_attention import (
+    HierarchicalAttention,
+    HierarchicalBlock,
+    attend_and_write_back,
+    axial_angles,
+    hierarchical_attention,
+    rotate,
+)
+from mmvisattn.models.layers.token_selection import Selection, TokenSelector, received_attention, upsample_cells
+from tests.golden import load, load_golden_weights
+from tests.models.layers.test_token_selection import inside_letterbox
+
+# Against the authors' implementation: what only a language model has stands here.
+
+
+class LanguageLayer(nn.Module):
+    """Projections, rotary embedding, causal mask and answer rows around the attention core."""
+
+    def __init__(self, golden: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.golden = golden
+        for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'k_proj_hd', 'v_proj_hd'):
+            self.add_module(name, nn.Linear(64, 64, bias=False))
+        load_golden_weights(self)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.golden[name])
+
+    def heads(self, x: torch.Tensor, tables: tuple[str, str] | None = None) -> torch.Tensor:
+        x = x.unflatten(2, (4, 16)).transpose(1, 2)
+        if tables is None:
+            return x
+        cos, sin = (self.tensor(name)[..., : x.shape[2], :] for name in tables)
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def attend(self, hidden, hd=None, mask_high=None, rows=None):
+        """Attention of the given rows; ``mask_high`` (B, rows, M) opens high-resolution tokens to them."""
+        length = hidden.shape[1]
+        q, k = (self.heads(proj(hidden), ('rope_cos', 'rope_sin')) for proj in (self.q_proj, self.k_proj))
+        v = self.heads(self.v_proj(hidden))
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        if hd is None:
+            return hierarchical_attention(q, k, v, mask=mask, need_map=True)
+        k_high = self.heads(self.k_proj_hd(hd), ('image_cos', 'image_sin'))
+        v_high = self.heads(self.v_proj_hd(hd))
+        mask = torch.cat([mask[rows][None].expand(len(hd), -1, -1), mask_high], -1)[:, None]
+        args = (q[:, :, rows], k, v, k_high, v_high, mask)
+        fused, _ = hierarchical_attention(*args)
+        eager, attention = hierarchical_attention(*args, need_map=True)
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-6)
+        return fused, attention
+
+    def project_out(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(x.transpose(1, 2).flatten(2))
+
+    def select(self, attention: torch.Tensor, image: int, rows: list[int], size: list[int]) -> torch.Tensor:
+        """The high-resolution tokens that each of some rows points at, (rows, 324)."""
+        begin, end = int(self.golden['image_begin']), int(self.golden['image_end'])
+        chosen = attention[image, :, rows, begin:end].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, 36)
+        selector = TokenSelector('threshold', threshold=float(self.golden['threshold']))
+        relevance = received_attention(chosen).unflatten(1, (6, 6))
+        cells = selector(relevance, (9, 9), inside_letterbox(size, 6)).mask((9, 9))
+        return upsample_cells(cells, (18, 18)).flatten(1)
+
+
+@pytest.fixture(scope='module')
+def layer() -> LanguageLayer:
+    return LanguageLayer(load('flex_attention_layer'))
+
+
+def gradient_norms(layer, out, hidden, hd) -> dict[str, float]:
+    loss = out.square().mean()
+    layer.zero_grad()
+    loss.backward()
+    norms = {f'gradnorm_{name}': p.grad.norm().item() for name, p in layer.named_parameters()}
+    return norms | dict(
+        loss=loss.item(), grad_hidden_norm=hidden.grad.norm().item(), grad_hd_norm=hd.grad.norm().item()
+    )
+
+
+CLOSE = dict(rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize(('case', 'length'), [('infer', 46), ('prefill', 45)])
+def test_golden_layer_in_inference(layer, case, length):
+    golden = layer.golden
+    hidden = layer.tensor('hidden_infer')[:, :length].clone().requires_grad_()
+    hd = layer.tensor('hd_infer').clone().requires_grad_()
+    size = golden['ori_sizes_infer'][0].tolist()
+    base, attention = layer.attend(hidden)
+    selected = layer.select(attention, 0, [length - 1], size)
+    name = 'infer_select_b0_0' if case == 'infer' else 'prefill_layer8_select'
+    np.testing.assert_array_equal(selected, golden[name])
+    assert 0 < selected.sum() < selected.numel()
+
+    flexible, _ = layer.attend(hidden, hd, selected[None], [length - 1])
+    out = layer.project_out(torch.cat([base[:, :, :-1], flexible], 2))
+    np.testing.assert_allclose(out.detach(), golden[f'{case}_layer9_out'], **CLOSE)
+    if case == 'prefill':
+        return
+    np.testing.assert_allclose(layer.project_out(base).detach(), golden['infer_layer8_out'], **CLOSE)
+    np.testing.assert_allclose(attention.detach(), golden['infer_layer8_attn'], **CLOSE)
+    np.testing.assert_allclose(attention.detach(), golden['infer_layer9_attn_base'][..., :46], **CLOSE)
+    np.testing.assert_array_equal(selected, golden['infer_layer9_nextselect_b0_0'])
+    np.testing.assert_array_equal(out.detach()[:, -1:].shape, golden['decode_layer9_out'].shape)
+    np.testing.assert_allclose(out.detach()[:, -1:], golden['decode_layer9_out'], **CLOSE)
+    for key, value in gradient_norms(layer, out, hidden, hd).items():
+        np.testing.assert_allclose(value, golden[f'infer_layer9_{key}'], rtol=2e-4, err_msg=key)
+
+
+@pytest.mark.parametrize('step', [0.05, 1.0])
+def test_golden_layer_in_training(layer, step):
+    golden = layer.golden
+    alpha = min(1.0, step * float(golden['warmup']))
+    hidden, hd = (layer.tensor(name).clone().requires_grad_() for name in ('hidden_train', 'hd_train'))
+    base, attention = layer.attend(hidden)
+    np.testing.assert_allclose(layer.project_out(base).detach(), golden['train_layer8_out'], **CLOSE)
+    np.testing.assert_allclose(attention.detach(), golden[f'train_layer9_step{step}_attn_base'][..., :46], **CLOSE)
+
+    outs = []
+    for image, spans in enumerate(ast.literal_eval(str(golden['label_ranges_train']))):
+        out = base[image : image + 1]
+        for span, (first, last) in enumerate(spans):
+            rows = list(range(first - 1, last))
+            selected = layer.select(attention, image, rows, golden['ori_sizes_train'][image].tolist())
+            np.testing.assert_array_equal(selected, golden[f'train_select_b{image}_{span}'])
+            np.testing.assert_array_equal(selected, golden[f'train_layer9_step{step}_nextselect_b{image}_{span}'])
+            flexible, _ = layer.attend(hidden[image : image + 1], hd[image : image + 1], selected[None], rows)
+            mixed = (1 - alpha) * out[:, :, rows] + alpha * flexible
+            out = out.index_copy(2, torch.tensor(rows), mixed)
+        outs.append(out)
+    out = layer.project_out(torch.cat(outs))
+    np.testing.assert_allclose(out.detach(), golden[f'train_layer9_step{step}_out'], **CLOSE)
+    for key, value in gradient_norms(layer, out, hidden, hd).items():
+        np.testing.assert_allclose(value, golden[f'train_layer9_step{step}_{key}'], rtol=2e-4, err_msg=key)
+
+
+# Against the formula, written out plainly.
+
+
+def build(high_res: bool = True, seed: int = 0, **kwargs) -> HierarchicalBlock:
+    """A block in float64 whose projections are large enough to make attention sharp, and W' other than W."""
+    torch.manual_seed(seed)
+    block = HierarchicalBlock(24, 3, 2.0, high_res=high_res, **kwargs).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block
+
+
+def tokens(batch: int, length: int, requires_grad: bool = False) -> torch.Tensor:
+    return torch.randn(batch, length, 24, dtype=torch.double, requires_grad=requires_grad)
+
+
+def plainly(attn: HierarchicalAttention, x: torch.Tensor, num_low: int) -> torch.Tensor:
+    """Y = softmax(Q [X W_K; S W'_K]ᵀ / √d) [X W_V; S W'_V] of one image, head by head."""
+    low, high = x[:num_low], x[num_low:]
+    q, k, v = (
+        x @ attn.qkv.weight[:24].T + attn.qkv.bias[:24],
+        *(low @ attn.qkv.weight[24:].T + attn.qkv.bias[24:]).chunk(2, 1),
+    )
+    if attn.kv_high is not None:
+        k_high, v_high = (high @ attn.kv_high.weight.T + attn.kv_high.bias).chunk(2, 1)
+        k, v = torch.cat([k, k_high]), torch.cat([v, v_high])
+    heads = zip(q.split(8, 1), k.split(8, 1), v.split(8, 1))
+    out = torch.cat([(q @ k.T / 8**0.5).softmax(-1) @ v for q, k, v in heads], 1)
+    return out @ attn.proj.weight.T + attn.proj.bias
+
+
+def test_attention_equals_the_formula():
+    attn, x = build().attn, tokens(2, 13)
+    out, relevance = attn(x, 8)
+    assert relevance is None
+    torch.testing.assert_close(out, torch.stack([plainly(attn, image, 8) for image in x]))
+    attn = build(high_res=False).attn
+    torch.testing.assert_close(attn(x, 13)[0], torch.stack([plainly(attn, image, 13) for image in x]))
+
+
+def test_ragged_selections_equal_each_image_alone():
+    attn, x = build().attn, tokens(3, 13)
+    keep = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    out, _ = attn(x, 8, keep)
+    for image in range(3):
+        kept = torch.cat([torch.ones(8, dtype=torch.bool), keep[image]])
+        torch.testing.assert_close(out[image, kept], plainly(attn, x[image, kept], 8))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_fused_and_eager_attention_agree(masked):
+    q, k, v, k_high, v_high = (torch.randn(2, 3, n, 8, dtype=torch.double) for n in (7, 7, 7, 5, 5))
+    mask = torch.rand(2, 1, 7, 12) > 0.4 if masked else None
+    if masked:
+        mask[..., 0] = True
+    fused, nothing = hierarchical_attention(q, k, v, k_high, v_high, mask)
+    eager, attention = hierarchical_attention(q, k, v, k_high, v_high, mask, need_map=True)
+    assert nothing is None
+    torch.testing.assert_close(fused, eager)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 3, 7, dtype=torch.double))
+    assert not masked or not attention.masked_select(~mask).any()
+
+
+def test_high_resolution_projections_start_as_copies():
+    attn = HierarchicalAttention(24, 3)
+    x = torch.randn(2, 13, 24)
+    q, k, v = attn.qkv(x).unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(attn(x, 8)[0], attn.proj(hierarchical_attention(q, k, v)[0].transpose(1, 2).flatten(2)))
+    assert attn.kv_high.weight.data_ptr() != attn.qkv.weight.data_ptr()
+
+
+def cells_and(index: torch.Tensor, keep=None, requires_grad: bool = False):
+    """A map of 6 cells of 4 tokens for each of 2 images, and a selection of them."""
+    return torch.randn(2, 6, 4, 24, dtype=torch.double, requires_grad=requires_grad), Selection(index, keep)
+
+
+def test_all_cells_selected_is_attention_over_everything():
+    block, low = build(), tokens(2, 9)
+    cells, selection = cells_and(torch.stack([torch.randperm(6), torch.randperm(6)]))
+    new_low, new_cells, _ = attend_and_write_back(block, low, cells, selection)
+    x = torch.cat([low, cells.flatten(1, 2)], 1)
+    x = x + torch.stack([plainly(block.attn, image, 9) for image in block.norm1(x)])
+    x = x + block.mlp(block.norm2(x))
+    torch.testing.assert_close(torch.cat([new_low, new_cells.flatten(1, 2)], 1), x)
+
+
+def test_no_cell_selected_is_plain_attention():
+    block, plain, low = build(), build(high_res=False), tokens(2, 9)
+    plain.load_state_dict({key: value for key, value in block.state_dict().items() if 'kv_high' not in key})
+    cells, selection = cells_and(torch.empty(2, 0, dtype=torch.long))
+    new_low, new_cells, _ = attend_and_write_back(block, low, cells, selection)
+    torch.testing.assert_close(new_low, plain(low)[0])
+    assert torch.equal(new_cells, cells)
+    new_low.sum().backward()
+    assert block.attn.kv_high.weight.grad is not None  # an unused parameter would stop distributed training
+
+
+@pytest.mark.parametrize('keep', [None, torch.tensor([[True, False], [True, True]])])
+def test_only_selected_cells_change(keep):
+    block, low = build(), tokens(2, 9)
+    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]), keep)
+    _, new_cells, _ = attend_and_write_back(block, low, cells, selection)
+    chosen = selection.mask((1, 6))[:, 0]
+    assert torch.equal(new_cells[~chosen], cells[~chosen])
+    assert (new_cells[chosen] != cells[chosen]).all()
+
+
+def test_tokens_beyond_the_map_have_no_influence():
+    block, low = build(), tokens(2, 9)
+    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]))
+    real = torch.ones(6, 4, dtype=torch.bool)
+    real[1, 2:] = real[2, 1] = False
+    outs = []
+    for filling in (0.0, 7.0):
+        filled = torch.where(real[..., None], cells, filling)
+        new_low, new_cells, _ = attend_and_write_back(block, low, filled, selection, real)
+        outs.append((new_low, new_cells[:, real]))
+    torch.testing.assert_close(*outs, rtol=0, atol=1e-14)
+
+
+def test_gradients_reach_what_they_should():
+    block, low = build(), tokens(2, 9, requires_grad=True)
+    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]), requires_grad=True)
+    new_low, new_cells, relevance = attend_and_write_back(block, low, cells, selection, grid=(3, 3))
+    assert not relevance.requires_grad
+    # through the low-resolution tokens alone, and through those written back alone
+    for out in (new_low, new_cells[selection.mask((1, 6))[:, 0]]):
+        grads = torch.autograd.grad(out.square().sum(), [cells, low, *block.parameters()], retain_graph=True)
+        assert all(grad.abs().max() > 0 for grad in grads)
+    unselected = torch.autograd.grad(new_low.square().sum(), cells)[0][~selection.mask((1, 6))[:, 0]]
+    assert not unselected.any()
+
+
+# Warm start.
+
+
+def test_alpha_blends_the_plain_path_into_the_hierarchical_one():
+    block, low = build().train(), tokens(2, 9)
+    high = tokens(2, 8)
+    full_low, full_high, _ = block(low, high)
+
+    block.set_alpha(0.0)
+    plain_low, plain_high, _ = block(low, high)
+    plain = build(high_res=False)
+    plain.load_state_dict({key: value for key, value in block.state_dict().items() if 'kv_high' not in key})
+    torch.testing.assert_close(plain_low, plain(low)[0])
+    torch.testing.assert_close(plain_high, high)
+
+    block.set_alpha(0.25)
+    x = torch.cat([low, high], 1)
+    normed = block.norm1(x)
+    mixed = plainly(block.attn, normed[0], 9) * 0.25
+    mixed[:9] += 0.75 * plainly(plain.attn, normed[0, :9], 9)
+    expected = x[0] + mixed
+    out = block.mlp(block.norm2(expected))
+    out[9:] *= 0.25
+    blended_low, blended_high, _ = block(low, high)
+    torch.testing.assert_close(torch.cat([blended_low, blended_high], 1)[0], expected + out)
+
+    torch.testing.assert_close(block.eval()(low, high)[:2], (full_low, full_high))
+    block.train().set_alpha(1.0)
+    torch.testing.assert_close(block(low, high)[:2], (full_low, full_high), rtol=0, atol=0)
+    assert not any('alpha' in key for key in block.state_dict())
+
+
+def test_drop_path_skips_both_resolutions_of_an_image_together():
+    block, low, high = build(drop_path_rate=0.5).train(), tokens(64, 4), tokens(64, 4)
+    new_low, new_high, _ = block(low, high)
+    skipped = (new_low == low).flatten(1).all(1)
+    assert 0 < skipped.sum() < 64
+    assert torch.equal(skipped, (new_high == high).flatten(1).all(1))
+
+
+# Rotary angles.
+
+
+def test_rotary_attention_sees_distances_alone():
+    low, high = axial_angles((3, 4), 2, 8, torch.device('cpu')), axial_angles((6, 8), 1, 8, torch.device('cpu'))
+    # the centre of a coarse token is the middle of the four below it
+    torch.testing.assert_close(low, (high[::2, ::2] + high[1::2, 1::2]) / 2)
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.double)
+
+    def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (rotate(q, a.view(1, 1, 4)) * rotate(k, b.view(1, 1, 4))).sum()
+
+    torch.testing.assert_close(score(high[0, 1], high[2, 5]), score(high[3, 2], high[5, 6]), rtol=1e-5, atol=1e-6)
+    assert (score(high[0, 1], high[2, 5]) - score(high[0, 1], high[5, 2])).abs() > 1e-3
+    torch.testing.assert_close(rotate(q, high[4, 3].view(1, 1, 4)).norm(), q.norm())
+
+
+def test_half_precision_stays_near_full():
+    block, low, high = build().float(), tokens(1, 9).float(), tokens(1, 8).float()
+    expected = torch.cat(block(low, high)[:2], 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        out, _, relevance = block(low, high, grid=(3, 3))
+    assert relevance.dtype == torch.float32
+    assert (out.float() - expected[:, :9]).abs().mean() < 0.05 * expected.abs().mean()

@@ -1,0 +1,247 @@
+"""Mini data, small configs and one interrupted and resumed training a toolbox, shared by the tests of the tools."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmvisattn  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import HOOKS
+from mmengine.visualization import Visualizer
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+
+ARCH = 'dict(embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))'
+
+DET_CONFIG = f"""
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmvisattn'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvisattn.CheckpointReportHook')]
+model = dict(
+    backbone=dict(_delete_=True, type='mmvisattn.FCViT', arch={ARCH}, drop_path_rate=0.1),
+    neck=dict(in_channels=[16, 16, 32, 32], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+    test_cfg=dict(score_thr=0.0, max_per_img=100),
+)
+data_root = '{{data_root}}'
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(128, 96)),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 96)),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root=data_root, pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False)),
+)
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, pipeline=test_pipeline)
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', metric_items=['mAP', 'AR@100'])
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=3, val_interval=3)
+param_scheduler = []
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+SEG_CONFIG = f"""
+_base_ = [
+    'mmseg::_base_/models/fpn_r50.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_40k.py',
+]
+custom_imports = dict(imports=['mmvisattn'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvisattn.CheckpointReportHook')]
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    pretrained=None,
+    backbone=dict(_delete_=True, type='mmvisattn.FCViT', arch={ARCH}),
+    neck=dict(in_channels=[16, 16, 32, 32], out_channels=16),
+    decode_head=dict(in_channels=[16] * 4, channels=16, num_classes=150),
+)
+data_root = '{{data_root}}'
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomCrop', crop_size=(64, 64)),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, pipeline=test_pipeline)
+)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=6, val_interval=6)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+"""
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    """Ctrl-C after so many iterations."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name: str, *args: object) -> None:
+    """Run a tool in this process, as far apart from earlier runs as in one of its own."""
+    managers = [Visualizer, MMLogger, MessageHub]
+    while managers:
+        manager = managers.pop()
+        manager._instance_dict.clear()
+        managers += manager.__subclasses__()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are too small for more
+    try:
+        load_tool(name).main([str(arg) for arg in args])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_command(*args: object, first_on_path: str = '', **env: str) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own, with this Python first on the path."""
+    folders = [first_on_path, str(Path(sys.executable).parent), os.environ['PATH']]
+    path = {'PYTHONPATH': str(ROOT), 'PATH': os.pathsep.join(filter(None, folders))}
+    return subprocess.run(
+        [str(arg) for arg in args],
+        env={**os.environ, **path, 'OMP_NUM_THREADS': '1', **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def read_log(work_dir: Path, index: int = -1) -> list[dict]:
+    """The training steps that the run wrote down; runs are counted in the order of time."""
+    logs = sorted(work_dir.glob('*/vis_data/*.json'), key=lambda path: path.stat().st_mtime_ns)
+    logs = [log for log in logs if log.name == 'scalars.json']
+    return [json.loads(line) for line in logs[index].read_text().splitlines()]
+
+
+def read_metrics(work_dir: Path) -> dict:
+    """What the latest test measured."""
+    latest = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(latest.read_text().splitlines()[-1])
+
+
+@dataclass
+class Trained:
+    """A training that was interrupted and resumed."""
+
+    config: Path
+    work_dir: Path
+    checkpoint: Path
+    images: Path
+
+
+@pytest.fixture(scope='session')
+def mini_data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('data') / 'mini'
+    options = '--train 8 --val 3 --size 128 96 --shares 0.5 0.5 0'.split()
+    subprocess.run([sys.executable, TOOLS / 'data/make_mini.py', folder, *options], check=True)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def det_config(mini_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('configs') / 'tiny-retinanet.py'
+    path.write_text(DET_CONFIG.replace('{data_root}', f'{mini_data}/coco/'))
+    return path
+
+
+@pytest.fixture(scope='session')
+def seg_config(mini_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('configs') / 'tiny-semantic-fpn.py'
+    path.write_text(SEG_CONFIG.replace('{data_root}', f'{mini_data}/ade/ADEChallengeData2016'))
+    return path
+
+
+@pytest.fixture(scope='session')
+def shipped_configs(mini_data, tmp_path_factory) -> dict[str, Path]:
+    """The shipped configs of ``configs/mini``, for one iteration on the data of these tests."""
+    shipped = {'det': 'mask-rcnn_fcvit-mini_fpn_coco.py', 'seg': 'fcvit-mini_fpn_ade20k.py'}
+    roots = {'det': f'{mini_data}/coco/', 'seg': f'{mini_data}/ade/ADEChallengeData2016'}
+    folder = tmp_path_factory.mktemp('shipped')
+    for name, config in shipped.items():
+        (folder / config).write_text(
+            f"_base_ = '{ROOT}/configs/mini/{config}'\n"
+            f"data = dict(data_root='{roots[name]}')\n"
+            'train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=data)\n'
+            "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=1)\n"
+            'val_cfg = val_dataloader = val_evaluator = None\n'
+            'default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False))\n'
+        )
+    return {name: folder / config for name, config in shipped.items()}
+
+
+@pytest.fixture(scope='session')
+def det(det_config, mini_data, tmp_path_factory) -> Trained:
+    """3 epochs of 4 iterations, interrupted in the second epoch."""
+    work_dir = tmp_path_factory.mktemp('det')
+    flags = ['--work-dir', work_dir, '--auto-scale-lr', '--resume']
+    with pytest.raises(KeyboardInterrupt):
+        hook = "custom_hooks=[dict(type='InterruptHook',after=6)]"
+        run_tool('train', interrupted_copy(det_config, hook), *flags)
+    run_tool('train', det_config, *flags, '--cfg-options', 'optim_wrapper.optimizer.momentum=0.8')
+    return Trained(det_config, work_dir, work_dir / 'epoch_3.pth', mini_data / 'coco/val2017')
+
+
+@pytest.fixture(scope='session')
+def seg(seg_config, mini_data, tmp_path_factory) -> Trained:
+    """6 iterations with a checkpoint every 2, interrupted after 5."""
+    work_dir = tmp_path_factory.mktemp('seg')
+    with pytest.raises(KeyboardInterrupt):
+        hook = "custom_hooks=[dict(type='InterruptHook',after=5)]"
+        run_tool('train', interrupted_copy(seg_config, hook), '--work-dir', work_dir)
+    run_tool('train', seg_config, '--work-dir', work_dir, '--resume', 'auto')
+    images = mini_data / 'ade/ADEChallengeData2016/images/validation'
+    return Trained(seg_config, work_dir, work_dir / 'iter_6.pth', images)
+
+
+def interrupted_copy(config: Path, hook: str) -> Path:
+    path = config.with_name(f'{config.stem}-interrupted.py')
+    path.write_text(f"_base_ = './{config.name}'\n{hook}\n")
+    return path

@@ -1,0 +1,106 @@
+"""Several processes through the shell scripts; without a GPU they run on the CPU over gloo."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from .conftest import TOOLS, read_log, read_metrics, run_command, run_tool
+
+FAKE_SRUN = """#!/usr/bin/env bash
+# Write down the command, and run one task of the job here where there is to be but one.
+echo "$@" > "$SRUN_RECORD"
+[[ " $* " == *" --ntasks=1 "* ]] || exit 0
+while [[ $1 == -* ]]; do shift; done
+SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 SLURM_NODELIST=localhost exec "$@"
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+@pytest.fixture
+def srun(tmp_path):
+    """Environment with a ``srun`` that writes down its arguments and runs a job of one task."""
+    script = tmp_path / 'bin/srun'
+    script.parent.mkdir()
+    script.write_text(FAKE_SRUN)
+    script.chmod(0o755)
+    return dict(
+        first_on_path=str(script.parent),
+        SRUN_RECORD=str(tmp_path / 'srun.txt'),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=free_port(),
+    )
+
+
+def log_text(work_dir: Path) -> str:
+    return ''.join(log.read_text() for log in work_dir.glob('*/*.log'))
+
+
+@pytest.mark.parametrize('name', [pytest.param('det', marks=pytest.mark.slow), 'seg'])
+def test_dist_train_two_processes(name, shipped_configs, tmp_path):
+    done = run_command(
+        *('bash', TOOLS / 'dist_train.sh', shipped_configs[name], 2, '--work-dir', tmp_path),
+        *('--cfg-options', 'find_unused_parameters=False', 'model_wrapper_cfg=None'),
+        PORT=free_port(),
+    )
+    assert done.returncode == 0, done.stderr
+    (step, *_) = read_log(tmp_path)
+    assert np.isfinite(step['loss'])
+    text = log_text(tmp_path)
+    assert 'Distributed training: True' in text and 'GPU number: 2' in text
+    if not torch.cuda.is_available():
+        assert text.count('over gloo') == 1
+    assert len(list(tmp_path.glob('*_1.pth'))) == 1
+
+
+def test_dist_test_measures_what_one_process_does(seg, tmp_path):
+    done = run_command(
+        *('bash', TOOLS / 'dist_test.sh', seg.config, seg.checkpoint, 2, '--work-dir', tmp_path / 'two'),
+        PORT=free_port(),
+    )
+    assert done.returncode == 0, done.stderr
+    run_tool('test', seg.config, seg.checkpoint, '--work-dir', tmp_path / 'one')
+    one, two = read_metrics(tmp_path / 'one'), read_metrics(tmp_path / 'two')
+    assert all(one[key] == two[key] for key in ('mIoU', 'aAcc', 'mAcc'))
+
+
+def test_slurm_train(shipped_configs, srun, tmp_path):
+    config, work_dir = shipped_configs['det'], tmp_path / 'work dir'
+    done = run_command(
+        *('bash', TOOLS / 'slurm_train.sh', 'part', 'job', config, work_dir, '--cfg-options', 'randomness.seed=1'),
+        **{**srun, 'GPUS': '1', 'CPUS_PER_TASK': '3', 'SRUN_ARGS': '--quotatype=spot --async'},
+    )
+    assert done.returncode == 0, done.stderr
+    recorded = (tmp_path / 'srun.txt').read_text().split(' python ')
+    assert recorded[0].split() == [
+        *('--partition=part', '--job-name=job', '--gres=gpu:1', '--ntasks=1', '--ntasks-per-node=1'),
+        *('--cpus-per-task=3', '--kill-on-bad-exit=1', '--quotatype=spot', '--async'),
+    ]
+    assert np.isfinite(read_log(work_dir)[0]['loss'])
+    assert 'Distributed training: True' in log_text(work_dir)
+
+
+def test_slurm_test(srun, tmp_path):
+    done = run_command(
+        *('bash', TOOLS / 'slurm_test.sh', 'part', 'job', 'config.py', 'weights.pth', '--out', 'a b.pkl'),
+        **{**srun, 'GPUS': '16'},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'srun.txt').read_text().strip() == (
+        '--partition=part --job-name=job --gres=gpu:8 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=5 '
+        f'--kill-on-bad-exit=1 python -u {TOOLS}/test.py config.py weights.pth --launcher slurm --out a b.pkl'
+    )
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_scripts_say_how_to_use_them(script):
+    done = run_command('bash', TOOLS / script)
+    assert done.returncode != 0
+    assert f'usage: {TOOLS / script}' in done.stderr and 'CONFIG' in done.stderr

@@ -1,0 +1,82 @@
+"""Train a detector (mmdet) or a segmentor (mmseg), as the config's ``default_scope`` says."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from mmvisattn.errors import UserError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of mmdet's and mmseg's own ``train.py``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs a GPU')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the ratio of the actual batch size to `auto_scale_lr.base_batch_size`',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or from the latest one in the work directory where none is named',
+    )
+    cli.add_runner_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def use_amp(cfg: Config) -> None:
+    """Turn on mixed precision with a dynamic loss scale."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            f"--amp takes the place of `optim_wrapper.type='OptimWrapper'`, and this config has {wrapper.type!r}"
+        )
+    if wrapper.get('type') != 'AmpOptimWrapper':
+        wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Turn on the scaling of the learning rate by the batch size."""
+    if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
+        raise UserError(
+            '--auto-scale-lr needs the batch size that the learning rate is for; write '
+            '`auto_scale_lr = dict(enable=False, base_batch_size=16)` with that size into the config'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train."""
+    args = parse_args(argv)
+    cfg = cli.prepare(args)
+    if args.amp:
+        use_amp(cfg)
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
+        raise UserError(
+            'mixed precision (AmpOptimWrapper) needs a GPU, and there is none; leave out --amp, or take '
+            'a config without it'
+        )
+    if args.auto_scale_lr:
+        use_auto_scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if cfg.get('load_from'):
+        cli.check_file(cfg.load_from, 'checkpoint')
+    cli.check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else []))
+    with cli.no_half_written(cfg.work_dir):
+        cli.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
