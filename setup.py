@@ -24,6 +24,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmvisattn', 'mmvisattn.*']),
+    license_files=['LICENSE'],
     package_data={'mmvisattn': ['ops/selective_scan/*.cpp']},
     python_requires='>=3.10,<3.13',
     install_requires=requirements('runtime'),

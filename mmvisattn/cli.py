@@ -104,7 +104,10 @@ def load_config(path: str, cfg_options: dict | None = None) -> Config:
     check_file(path, 'config')
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise UserError(f'{path!r} is no config (one of {", ".join(CONFIG_SUFFIXES)}); CONFIG comes before CHECKPOINT')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:  # a base of a toolbox that is not installed
+        raise UserError(f'config {path!r}: {error}') from error
     if cfg_options:
         check_option_keys(cfg, cfg_options)
         cfg.merge_from_dict(cfg_options)

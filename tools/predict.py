@@ -82,6 +82,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> BaseInference
             CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
             super()._load_weights_to_model(model, checkpoint, cfg)
 
+    cfg.visualizer.pop('vis_backends', None)  # the pictures are written here
     inferencer = LoudInferencer(cfg, checkpoint, device=device)
     inferencer.show_progress = False
     return inferencer

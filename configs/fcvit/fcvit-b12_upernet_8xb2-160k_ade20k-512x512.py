@@ -1,4 +1,5 @@
-# No result was published. The recipe is that of ConvNeXt's UPerNet: AdamW 1e-4, layer-wise decay, batch 16 (8 GPUs × 2).
+# No result was published. The recipe is that of ConvNeXt's UPerNet: AdamW 1e-4, layer-wise decay, batch 16
+# (8 GPUs × 2).
 _base_ = [
     '../_base_/mmvisattn.py',
     'mmseg::_base_/models/upernet_r50.py',

@@ -35,9 +35,9 @@ def load_from_timm(filename: str, map_location: str | torch.device | None = None
     # What fails where the network is down or the file damaged depends on the client that timm goes through.
     except Exception as error:
         raise UserError(
-            f'timm could not get the weights of {name!r} ({type(error).__name__}: {_first_line(error)}); without a '
-            f'network, fetch them beforehand on a machine that has one, `timm.create_model({name!r}, pretrained=True)`, '
-            'and copy its cache (HF_HOME), or set `checkpoint` to the path of a file'
+            f'timm could not get the weights of {name!r} ({type(error).__name__}: {_first_line(error)}); where there '
+            f'is no network, run `timm.create_model({name!r}, pretrained=True)` on a machine that has one and copy its '
+            'cache (HF_HOME), or set `checkpoint` to the path of a file'
         ) from error
     return dict(state_dict={key: value.to(map_location or 'cpu') for key, value in model.state_dict().items()})
 

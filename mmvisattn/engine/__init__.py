@@ -1,5 +1,6 @@
 from .checkpoint_report_hook import CheckpointReportHook
+from .flex_ramp_hook import FlexRampHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .scheduled_drop_path_hook import ScheduledDropPathHook
 
-__all__ = ['CheckpointReportHook', 'LayerDecayOptimWrapperConstructor', 'ScheduledDropPathHook']
+__all__ = ['CheckpointReportHook', 'FlexRampHook', 'LayerDecayOptimWrapperConstructor', 'ScheduledDropPathHook']

@@ -45,7 +45,7 @@ class ScheduledDropPathHook(Hook):
         """Note the share of the highest rate that each layer has."""
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise UserError(
-                'ScheduledDropPathHook goes by epoch, but training goes by iteration (`train_cfg`); set `by_epoch=False`'
+                'ScheduledDropPathHook goes by epoch and training by iteration (`train_cfg`); set `by_epoch=False`'
             )
         if not self.layers:
             self.layers = layer_shares(runner.model.module if is_model_wrapper(runner.model) else runner.model)

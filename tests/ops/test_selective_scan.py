@@ -211,7 +211,7 @@ def test_large_steps_forget_everything(scan, dtype):
     y, grads = gradients(scan, inputs, u)
     assert_close(y, inputs[1] * u * (B * C).sum(1, keepdim=True), 1e-6)
     assert all(grad.isfinite().all() for grad in grads)
-    assert not grads[2].any()
+    assert grads[2].abs().max() < 1e-20
 
 
 def test_decays_across_the_underflow_limit(kernel):

@@ -36,7 +36,7 @@ model = dict(
     backbone=dict(_delete_=True, type='mmvisattn.FCViT', arch={ARCH}, drop_path_rate=0.1),
     neck=dict(in_channels=[16, 16, 32, 32], out_channels=16),
     bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
-    test_cfg=dict(score_thr=0.0, max_per_img=100),
+    test_cfg=dict(score_thr=0.0, max_per_img=1000),
 )
 data_root = '{{data_root}}'
 train_pipeline = [
@@ -60,10 +60,11 @@ val_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', metric_items=['mAP', 'AR@100'])
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', metric_items=['mAP', 'AR@1000'])
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=3, val_interval=3)
 param_scheduler = []
+randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=1))
 """
 

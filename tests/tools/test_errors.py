@@ -111,6 +111,13 @@ def test_config_of_another_kind(det, refused, tmp_path):
     assert "'mmpretrain'; set it to one of ['mmdet', 'mmseg']" in refused('train', other)
 
 
+def test_config_of_a_toolbox_that_is_not_installed(tmp_path, refused):
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmfewshot::_base_/default_runtime.py'\n")
+    line = refused('train', config)
+    assert 'mmfewshot is not installed' in line and '\n' not in line
+
+
 @pytest.mark.parametrize('name', ['det', 'seg'])
 def test_missing_data(name, refused, request):
     config = request.getfixturevalue(f'{name}_config')

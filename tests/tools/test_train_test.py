@@ -75,13 +75,13 @@ def test_test_det_measures_what_training_did_and_writes_results(det, tmp_path):
     )
     metrics = read_metrics(tmp_path / 'work')
     validation = read_log(det.work_dir)[-1]
-    assert metrics['coco/bbox_AR@100'] > 0
+    assert metrics['coco/bbox_AR@1000'] > 0
     assert all(value == validation[key] for key, value in metrics.items() if key.startswith('coco'))
 
     results = pickle.loads(out.read_bytes())
     images = sorted(image.name for image in det.images.iterdir())
     assert sorted(Path(result['img_path']).name for result in results) == images
-    assert all(len(result['pred_instances']['bboxes']) == 100 for result in results)
+    assert all(len(result['pred_instances']['bboxes']) > 0 for result in results)
     assert sorted(image.name for image in (tmp_path / 'work').glob('*/drawn/*')) == images
 
 

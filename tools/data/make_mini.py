@@ -21,7 +21,7 @@ so keep to that one. ``palette`` may be left out, ``ADE20KDataset`` takes its co
 parts tell them apart, their colours say nothing. Surfaces differ in texture and place more than in colour.
 
 Example:
-    python tools/data/make_mini.py data/mini --train 400 --val 100 --size 160 128
+    python tools/data/make_mini.py data/mini --train 600 --val 100 --size 160 128
 """
 
 import argparse

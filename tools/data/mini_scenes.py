@@ -41,13 +41,13 @@ class Options:
         ValueError: If a value is out of its range or the options contradict each other.
     """
 
-    train: int = 400
+    train: int = 600
     val: int = 100
     size: tuple[int, int] = (160, 128)
     classes: int = 6
-    objects: tuple[int, int] = (1, 6)
-    shares: tuple[float, float, float] = (0.3, 0.64, 0.06)
-    smallest: int = 16
+    objects: tuple[int, int] = (1, 4)
+    shares: tuple[float, float, float] = (0.15, 0.75, 0.1)
+    smallest: int = 20
     empty: float = 0.05
     crowd: float = 0.05
     seed: int = 0

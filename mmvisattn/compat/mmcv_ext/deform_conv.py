@@ -8,6 +8,8 @@ import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
+from ._precision import widen
+
 
 def deform_conv_forward(
     input: Tensor,
@@ -202,11 +204,10 @@ def modulated_deform_conv_backward(
 
 
 def _prepare(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> list[Tensor]:
-    # torchvision has no bfloat16, and float16 offsets are coarse; it takes empty tensors for what is not used.
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    # torchvision takes a tensor for what is not used as well.
     mask = input.new_zeros(len(input), 1) if mask is None else mask
     bias = input.new_zeros(len(weight)) if bias is None else bias
-    return [tensor.to(dtype) for tensor in (input, weight, offset, mask, bias)]
+    return [widen(tensor) for tensor in (input, weight, offset, mask, bias)]
 
 
 def _forward(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._precision import widen
+
 
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
@@ -22,7 +24,7 @@ def sigmoid_focal_loss_forward(
         gamma: Focusing exponent.
         alpha: Weight of the positives, 1 - alpha of the negatives.
     """
-    x = _at_least_float(input)
+    x = widen(input)
     p = x.sigmoid()
     positive = -alpha * (1 - p).pow(gamma) * F.logsigmoid(x)
     negative = -(1 - alpha) * p.pow(gamma) * F.logsigmoid(-x)
@@ -33,7 +35,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the derivative of every loss by its logit to ``grad_input``; arguments as in the forward function."""
-    x = _at_least_float(input)
+    x = widen(input)
     p, q = x.sigmoid(), (-x).sigmoid()
     positive = -alpha * q.pow(gamma) * (q - gamma * p * F.logsigmoid(x))
     negative = -(1 - alpha) * p.pow(gamma) * (gamma * q * F.logsigmoid(-x) - p)
@@ -77,17 +79,13 @@ def softmax_focal_loss_backward(
     grad_input.copy_(slope[:, None] * (_is_class(target, softmax).to(p.dtype) - softmax))
 
 
-def _at_least_float(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _is_class(target: Tensor, like: Tensor) -> Tensor:
     return target[:, None] == torch.arange(like.size(1), device=like.device)
 
 
 def _probability(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probability of each row's own class, away from 0, and which rows have one."""
-    p = _at_least_float(softmax).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    p = widen(softmax).gather(1, target.clamp(min=0)[:, None])[:, 0]
     return p.clamp(min=torch.finfo(p.dtype).tiny), target >= 0
 
 

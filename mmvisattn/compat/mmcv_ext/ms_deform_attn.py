@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._precision import widen
+
 
 def ms_deform_attn_forward(
     value: Tensor,
@@ -58,8 +60,7 @@ def ms_deform_attn_backward(
 
 def _attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     dtype = value.dtype
-    if dtype != torch.float64:
-        value, locations, weights = value.float(), locations.float(), weights.float()
+    value, locations, weights = widen(value), widen(locations), widen(weights)
     batch, _, heads, dim = value.shape
     queries = locations.size(1)
     shapes = shapes.tolist()

@@ -5,6 +5,8 @@ import torch
 import torchvision
 from torch import Tensor
 
+from ._precision import widen
+
 NAIVE, LINEAR, GAUSSIAN = 0, 1, 2
 
 
@@ -20,12 +22,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Returns:
         Indices of the kept boxes in the order of falling score.
     """
-    boxes = _at_least_float(boxes)
+    boxes = widen(boxes)
     if offset:
         # Moving the far corner is the same as adding to width and height, in areas and intersections alike.
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # The compiled operator compares in float32, so its 0.3 is a little above 0.3.
-    return torchvision.ops.nms(boxes, _at_least_float(scores), float(np.float32(iou_threshold)))
+    return torchvision.ops.nms(boxes, widen(scores), float(np.float32(iou_threshold)))
 
 
 def softnms(
@@ -106,7 +108,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     Returns:
         A list for each kept box, best first: its own index, then those it suppressed by falling score.
     """
-    dets = _at_least_float(dets.detach())
+    dets = widen(dets.detach())
     order = dets[:, 4].argsort(descending=True, stable=True).numpy()
     boxes = dets.numpy()[order, :4]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -127,7 +129,3 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         waiting[matched] = False
         groups.append(order[[i, *matched]].tolist())
     return groups
-
-
-def _at_least_float(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -6,7 +6,8 @@ import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
-from ._windows import windows
+from ._boxes import map_offsets, windows
+from ._precision import widen
 
 MAX, AVERAGE = 0, 1
 
@@ -42,7 +43,8 @@ def roi_align_forward(
         pool_mode: 0 maximum, 1 average.
         aligned: Whether pixel centres lie at half coordinates.
     """
-    work, boxes = _working_types(input, rois)
+    work = widen(input)
+    boxes = rois.to(work.dtype)
     if pool_mode == AVERAGE:
         pooled = torch.ops.torchvision.roi_align(
             work, boxes, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
@@ -93,56 +95,25 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Write the gradient to ``grad_input`` (B, C, H, W), zeros before; arguments as in the forward function."""
-    grad, boxes = _working_types(grad_output, rois)
-    batch, channels, height, width = grad_input.shape
-    plane = boxes[:, 0].long() * (height * width)
-    if pool_mode == MAX:
-        # Here a map is its own row of values, for the maximum of every channel may lie elsewhere.
-        total = grad.new_zeros(channels, batch * height * width)
-        for row, weight_y in _neighbours(argmax_y.to(grad.dtype), height):
-            for column, weight_x in _neighbours(argmax_x.to(grad.dtype), width):
-                place = plane[:, None, None, None] + row * width + column
-                by_channel = (place.transpose(0, 1), (grad * weight_y * weight_x).transpose(0, 1))
-                total.scatter_add_(1, *(tensor.flatten(1) for tensor in by_channel))
-        grad_input.copy_(total.view(channels, batch, height, width).transpose(0, 1))
-        return
-    geometry = (spatial_scale, aligned_height, aligned_width)
-    if grad.is_cuda:
-        grad = torch.ops.torchvision._roi_align_backward(
-            grad, boxes, *geometry, *grad_input.shape, sampling_ratio, aligned
+    grad = widen(grad_output)
+    boxes = rois.to(grad.dtype)
+    if pool_mode == AVERAGE:
+        geometry = (spatial_scale, aligned_height, aligned_width)
+        grad_input.copy_(
+            torch.ops.torchvision._roi_align_backward(
+                grad, boxes, *geometry, *grad_input.shape, sampling_ratio, aligned
+            )
         )
-        grad_input.copy_(grad)
         return
 
-    # torchvision's loop over samples takes a seventh of a training step on the CPU. As all channels hand on the same
-    # parts of a bin's gradient to the same pixels, one product with a sparse matrix does it in a third of the time.
-    y_axis = _Axis(boxes[:, 2], boxes[:, 4], spatial_scale, aligned_height, sampling_ratio, aligned)
-    x_axis = _Axis(boxes[:, 1], boxes[:, 3], spatial_scale, aligned_width, sampling_ratio, aligned)
-    bins = aligned_height * aligned_width
-    grad = grad.flatten(2).transpose(1, 2).reshape(-1, channels)  # (N * bins, C)
-    number = torch.arange(len(grad), device=grad.device).view(-1, aligned_height, aligned_width, 1)
-    pixels, sources, parts = [number.new_empty(0)], [number.new_empty(0)], [grad.new_empty(0)]
-    for index, size_y, size_x in windows(y_axis.samples, x_axis.samples, bins):
-        y, used_y = y_axis.positions(index, size_y)  # (n, aligned_height, size_y)
-        x, used_x = x_axis.positions(index, size_x)
-        samples = (y_axis.samples[index] * x_axis.samples[index])[:, None, None, None]
-        share = _outer(used_y, used_x, torch.logical_and).to(grad.dtype) / samples
-        for place, weight in _corners(y, x, height, width):
-            weight = weight * share
-            entries = weight != 0
-            pixels.append((place + plane[index][:, None, None, None])[entries])
-            sources.append(number[index].expand(weight.shape)[entries])
-            parts.append(weight[entries])
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([torch.cat(pixels), torch.cat(sources)]),
-        torch.cat(parts),
-        (batch * height * width, len(grad)),
-        check_invariants=False,
-    )
-    total = torch.sparse.mm(matrix, grad).view(batch, height * width, channels)
-    # One by one, for torch transposes fast in two dimensions only.
-    for buffer, image in zip(grad_input.flatten(2), total):
-        buffer.copy_(image.t())
+    height, width = grad_input.shape[2:]
+    start = map_offsets(rois, grad_input)
+    total = grad.new_zeros(grad_input.numel())
+    for row, weight_y in _neighbours(argmax_y.to(grad.dtype), height):
+        for column, weight_x in _neighbours(argmax_x.to(grad.dtype), width):
+            place = start + row * width + column
+            total.index_add_(0, place.flatten(), (grad * weight_y * weight_x).flatten())
+    grad_input.copy_(total.view_as(grad_input))
 
 
 class _Axis:
@@ -202,9 +173,3 @@ def _neighbours(position: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tup
 def _outer(y: Tensor, x: Tensor, operation: Callable) -> Tensor:
     """(n, bins_y, size_y) and (n, bins_x, size_x) to (n, bins_y, bins_x, size_y * size_x)."""
     return operation(y[:, :, None, :, None], x[:, None, :, None, :]).flatten(3)
-
-
-def _working_types(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-    # torchvision has no bfloat16 on the CPU, and sums of float16 samples are coarse.
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    return maps.to(dtype), rois.to(dtype)

@@ -6,7 +6,7 @@ torchvision's kernel rounds the corners of a box to pixels and mmcv's does not, 
 import torch
 from torch import Tensor
 
-from ._windows import windows
+from ._boxes import map_offsets, windows
 
 
 def roi_pool_forward(
@@ -39,15 +39,15 @@ def roi_pool_forward(
     for index, size_y, size_x in windows(
         count_y.amax(1), count_x.amax(1), pooled_height * pooled_width * input.size(1)
     ):
-        y, ok_y = _positions(first_y[index], count_y[index], size_y)  # (n, pooled_height, size_y)
-        x, ok_x = _positions(first_x[index], count_x[index], size_x)
-        flat = (y * width)[:, :, None, :, None] + x[:, None, :, None, :]
-        ok = (ok_y[:, :, None, :, None] & ok_x[:, None, :, None, :]).flatten(3)  # (n, ph, pw, size)
-        flat = flat.flatten(3)
-        values = planes[batch[index][:, None, None, None], flat]  # (n, ph, pw, size, C)
-        value, at = values.masked_fill(~ok[..., None], -torch.inf).max(3)
-        place = flat[..., None].expand(values.shape).gather(3, at.unsqueeze(3)).squeeze(3)
-        filled = ok.any(3, keepdim=True)
+        y, used_y = _positions(first_y[index], count_y[index], size_y)  # (n, pooled_height, size_y)
+        x, used_x = _positions(first_x[index], count_x[index], size_x)
+        place = (y * width)[:, :, None, :, None] + x[:, None, :, None, :]
+        used = (used_y[:, :, None, :, None] & used_x[:, None, :, None, :]).flatten(3)  # (n, ph, pw, size)
+        place = place.flatten(3)
+        values = planes[batch[index][:, None, None, None], place]  # (n, ph, pw, size, C)
+        value, at = values.masked_fill(~used[..., None], -torch.inf).max(3)
+        place = place[..., None].expand(values.shape).gather(3, at.unsqueeze(3)).squeeze(3)
+        filled = used.any(3, keepdim=True)
         output[index] = value.masked_fill(~filled, 0).permute(0, 3, 1, 2)
         argmax[index] = place.masked_fill(~filled, -1).permute(0, 3, 1, 2).to(argmax.dtype)
 
@@ -62,11 +62,9 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     """Add each bin's gradient to ``grad_input`` at its maximum; arguments as in the forward function."""
-    channels, height, width = grad_input.shape[1:]
-    plane = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
-    places = plane[:, :, None, None] * (height * width) + argmax.clamp(min=0).long()
-    grad = grad_output.masked_fill(argmax < 0, 0)
-    grad_input.view(-1).index_add_(0, places.flatten(), grad.flatten().to(grad_input.dtype))
+    grad = grad_output.masked_fill(argmax < 0, 0).to(grad_input.dtype)
+    place = map_offsets(rois, grad_input) + argmax.clamp(min=0)
+    grad_input.view(-1).index_add_(0, place.flatten(), grad.flatten())
 
 
 def _bins(low: Tensor, high: Tensor, scale: float, bins: int, size: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
 from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
-DELTA_MIN, DELTA_MAX, DELTA_FLOOR = 1e-3, 0.1, 1e-4
+DELTA_MIN, DELTA_MAX = 1e-3, 0.1
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +91,6 @@ class Mixer(nn.Module):
         scan_backend: str = 'auto',
     ) -> None:
         super().__init__()
-        self.widths = (dt_rank, d_state, d_state)
         self.group_norm_size = group_norm_size
         self.rope_scale = rope_scale
         self.delta_scale = delta_scale
@@ -103,13 +102,12 @@ class Mixer(nn.Module):
         self.freq = nn.Parameter(((100 ** (-entries / d_state) - 0.01) / 0.99).float())
         self.conv1d = CausalDepthwiseConv1d(d_inner)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
-        self.x_proj = nn.Linear(d_inner, sum(self.widths), bias=False)
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, d_inner)
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
         init_linear(self)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         delta = torch.linspace(math.log(DELTA_MIN), math.log(DELTA_MAX), d_inner, dtype=torch.float64).exp()
-        delta = delta.clamp(min=DELTA_FLOOR)
         with torch.no_grad():
             self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
 
@@ -117,8 +115,9 @@ class Mixer(nn.Module):
         """(B, L, C) → (B, L, C)."""
         u, gate = self.in_proj(x).chunk(2, -1)  # (B, L, D)
         u = F.silu(self.conv1d(u))
-        dt, B, C = self.x_proj(u).split(self.widths, -1)  # (B, L, rank), twice (B, L, N)
-        B, C = (rotate(weights, self.freq, self.rope_scale) for weights in (B, C))
+        dt, weights = self.x_proj(u).split((self.dt_proj.in_features, 2 * len(self.freq)), -1)
+        weights = weights.unflatten(-1, (2, -1)).transpose(1, 2)  # (B, 2, L, N)
+        B, C = rotate(weights, self.freq, self.rope_scale).unbind(1)
 
         u = at_least_float32(u)
         delta = at_least_float32(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias

@@ -1,13 +1,14 @@
 """FCViT, a fully convolutional vision transformer.
 
-`Fully Convolutional Vision Transformer <https://arxiv.org/abs/2212.12552>`_ (Ma et al., 2022) replaces attention by a
-*weighted global context*: each position is weighted by its similarity to the mean of the map, and what is weighted is a
-bottleneck of that mean. The cost is linear in the number of positions. The released classifiers (Apache-2.0) load as
-they are; parameters bear the names of those files.
+`A Close Look at Spatial Modeling: From Attention to Convolution <https://arxiv.org/abs/2212.12552>`_ (Ma et al., 2022)
+replaces attention by a *weighted global context*: each position is weighted by its similarity to the mean of the map,
+and what is weighted is a bottleneck of that mean. The cost is linear in the number of positions. The released
+classifiers (Apache-2.0) load as they are; parameters bear the names of those files.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -198,8 +199,8 @@ class PatchEmbed(nn.Module):
 class FCViT(BaseBackbone):
     """Fully convolutional vision transformer, as a backbone of four stages at strides 4, 8, 16 and 32.
 
-    `Fully Convolutional Vision Transformer <https://arxiv.org/abs/2212.12552>`_. Only the stages and norms that
-    ``out_indices`` asks for are built, so no parameter is left without a gradient.
+    `A Close Look at Spatial Modeling: From Attention to Convolution <https://arxiv.org/abs/2212.12552>`_. Only the
+    stages and norms that ``out_indices`` asks for are built, so no parameter is left without a gradient.
 
     Args:
         arch: ``'tiny'``, ``'b12'``, ``'b24'``, ``'b48'``, or a dict with ``embed_dims`` (channels, multiples of 8),
@@ -253,7 +254,7 @@ class FCViT(BaseBackbone):
         self.with_cp = with_cp
         self.depths = depths[: self.out_indices[-1] + 1]
 
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.patch_embed = PatchEmbed(3, embed_dims[0], kernel_size=7, stride=4)
         self.network = nn.ModuleList()  # stage, step down, stage, … as the released files number them
         for stage, depth in enumerate(self.depths):
@@ -267,10 +268,10 @@ class FCViT(BaseBackbone):
                             mlp_ratios[stage],
                             compete,
                             drop_rate,
-                            rates[stage][i].item(),
+                            next(rates),
                             layer_scale_init_value,
                         )
-                        for i in range(depth)
+                        for _ in range(depth)
                     )
                 )
             )

@@ -101,7 +101,7 @@ class FlexViT(BaseBackbone):
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = [drop_path_rate * i / (depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
             for i in range(depth)

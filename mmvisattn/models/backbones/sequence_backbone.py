@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..layers import PatchSequence, at_least_float32
+from ..layers import PatchSequence
 from ..layers.patch_sequence import rename_projection, to_map
 from .base_backbone import BaseBackbone, run_blocks
 
@@ -86,7 +86,7 @@ class SequenceBackbone(BaseBackbone):
         """
         if not 0 <= drop_path_rate < 1:
             raise UserError(f'{cls.__name__}: `drop_path_rate` is {drop_path_rate}; it must be from 0 to below 1')
-        return torch.linspace(0, drop_path_rate, depth).tolist()
+        return torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
 
     def stage_modules(self, stage: int) -> list[nn.Module]:
         """The patch embedding (stage 0), or a block counted from 1; the norm goes with the last one."""
@@ -121,8 +121,9 @@ class SequenceBackbone(BaseBackbone):
         """
         self.check_input(x, min_size=1)
         size, window = self.patch_embed.layout(x)
-        # The residual stream stays in float32 under mixed precision.
-        x = at_least_float32(self.patch_embed(x))
+        x = self.patch_embed(x)
+        # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
+        x = x.to(self.norm.weight.dtype)
         outs = []
         for blocks in self._blocks_by_output():
             x = run_blocks(blocks, x, self.with_cp and self.training)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -50,6 +51,18 @@ class _Sizes(ctypes.Structure):
 # ---------------------------------------------------------------------------------------------------------------- build
 
 
+def _cpp_extension() -> ModuleType:
+    """torch's loader, without the warning that it prints where a CUDA toolkit but no GPU is found."""
+    log = logging.getLogger('torch.utils.cpp_extension')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        from torch.utils import cpp_extension
+    finally:
+        log.setLevel(level)
+    return cpp_extension
+
+
 def _cflags() -> list[str]:
     native = '-mcpu=native' if platform.machine() in ('arm64', 'aarch64') else '-march=native'
     openmp = [] if platform.system() == 'Darwin' else ['-fopenmp']
@@ -67,11 +80,9 @@ def _processor() -> str:
 
 
 def _library_path() -> Path:
-    from torch.utils import cpp_extension
-
     key = '|'.join([_SOURCE.read_text(), torch.__version__, platform.machine(), _processor(), *_cflags()])
     name = f'mmvisattn_selective_scan_{hashlib.sha256(key.encode()).hexdigest()[:16]}'
-    root = os.environ.get('TORCH_EXTENSIONS_DIR') or cpp_extension.get_default_build_root()
+    root = os.environ.get('TORCH_EXTENSIONS_DIR') or _cpp_extension().get_default_build_root()
     return Path(root) / f'{name}.so'
 
 
@@ -88,8 +99,6 @@ def _build_lock(path: Path) -> Iterator[None]:
 
 
 def _build(path: Path) -> None:
-    from torch.utils import cpp_extension
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with _build_lock(path.with_suffix('.lock')):
         if path.exists():  # another process was faster
@@ -98,7 +107,7 @@ def _build(path: Path) -> None:
         start = time.perf_counter()
         # built aside and moved into place, so that no process ever sees half a file
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'{path.stem}_') as folder:
-            cpp_extension.load(
+            _cpp_extension().load(
                 name=path.stem,
                 sources=[str(_SOURCE)],
                 extra_cflags=_cflags(),
@@ -171,7 +180,7 @@ def _constants(A: Tensor, B: Tensor, C: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, save_states: bool) -> tuple[Tensor, Tensor]:
-    """Result (B, D, L), and the states (chunks, B, N, D) before each chunk where wanted."""
+    """Result (B, D, L) in time-major memory, and the states (chunks, B, N, D) before each chunk where wanted."""
     dtype = state_dtype(u, delta, A, B, C)
     (batch, dim, length), state = u.shape, A.shape[1]
     A_t, B_t, C_t = _constants(A, B, C, dtype)
@@ -185,7 +194,7 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, save_stat
 def backward(
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five inputs, from the states saved by :func:`forward`."""
+    """Gradients of the five inputs, all but that of A in time-major memory, from the states saved by ``forward``."""
     dtype = state_dtype(u, delta, A, B, C)
     (batch, dim, length), state = u.shape, A.shape[1]
     A_t, B_t, C_t = _constants(A, B, C, dtype)
@@ -201,7 +210,7 @@ def backward(
     return (
         grad_u,
         grad_delta,
-        grad_A.sum(0).t().to(A.dtype),
+        grad_A.sum(0).t().contiguous().to(A.dtype),
         grad_B.sum(1).transpose(1, 2).to(B.dtype),
         grad_C.sum(1).transpose(1, 2).to(C.dtype),
     )

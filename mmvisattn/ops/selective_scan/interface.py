@@ -151,7 +151,7 @@ def _choose_backend(backend: str, device_type: str, mamba_unsupported: str | Non
 
 def _fastest_backend(device_type: str, fits_mamba: bool) -> str:
     if device_type == 'cpu':
-        return 'torch' if cpu_backend.unavailable_reason() else 'cpu'
+        return 'torch' if _UNAVAILABLE_REASON['cpu']() else 'cpu'
     if device_type != 'cuda':
         return 'torch'
     available = [name for name in ('triton', 'mamba_ssm') if _UNAVAILABLE_REASON[name]() is None]

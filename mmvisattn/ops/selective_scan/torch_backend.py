@@ -69,7 +69,7 @@ class _Scan:
 
 
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, save_states: bool) -> tuple[Tensor, Tensor]:
-    """Result (B, D, L), and the states (chunks, B, N, D) before each chunk where wanted."""
+    """Result (B, D, L) in time-major memory, and the states (chunks, B, N, D) before each chunk where wanted."""
     scan = _Scan(u, delta, A, B, C)
     y = empty_time_major(u)
     states = scan.A.new_empty((num_chunks(scan.length) if save_states else 0, *scan.state_shape))
@@ -88,12 +88,12 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, save_stat
 def backward(
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five inputs, from the states saved by :func:`forward`."""
+    """Gradients of the five inputs, all but that of A in time-major memory, from the states saved by ``forward``."""
     scan = _Scan(u, delta, A, B, C)
     grad_h, grad_h_steps = scan.buffer()
     grad_u, grad_delta = empty_time_major(u), empty_time_major(delta)
     grad_A = torch.zeros_like(scan.A)
-    grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+    grad_B, grad_C = empty_time_major(B), empty_time_major(C)
     carry = scan.A.new_zeros(scan.state_shape)  # what the state after this chunk receives from later chunks
     for i, start in reversed(list(enumerate(scan.starts()))):
         chunk = scan.run(start, states[i])
@@ -125,4 +125,4 @@ def backward(
 
         grad_u[:, :, window] = (grad_x * chunk.delta).permute(1, 2, 0)
         grad_delta[:, :, window] = grad_delta_chunk.permute(1, 2, 0)
-    return grad_u, grad_delta, grad_A.t().to(A.dtype), grad_B, grad_C
+    return grad_u, grad_delta, grad_A.t().contiguous().to(A.dtype), grad_B, grad_C

@@ -1,4 +1,4 @@
-"""Boxes of unequal size, in batches."""
+"""What the operators on regions share: boxes of unequal size in batches, and the maps they lie on."""
 
 from collections.abc import Iterator
 
@@ -32,3 +32,18 @@ def windows(rows: Tensor, columns: Tensor, weight: int) -> Iterator[tuple[Tensor
         group = (rounded == rounded.new_tensor([height, width])).all(1).nonzero()[:, 0]
         for part in group.to(rows.device).split(max(1, _BUDGET // (height * width * weight))):
             yield part, height, width
+
+
+def map_offsets(rois: Tensor, maps: Tensor) -> Tensor:
+    """Where the maps of each box begin in a flat view of all of them.
+
+    Args:
+        rois: (N, 5), the first column names the image.
+        maps: (B, C, H, W).
+
+    Returns:
+        (N, C, 1, 1).
+    """
+    channels = maps.size(1)
+    number = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
+    return (number * maps.size(2) * maps.size(3))[:, :, None, None]

@@ -1,0 +1,3 @@
+"""The measures are in place before any test module imports mmcv, mmdet or mmseg."""
+
+import mmvisattn  # noqa: F401

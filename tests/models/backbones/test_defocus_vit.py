@@ -1,0 +1,159 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusViT
+from mmvisattn.models.backbones.defocus_vit import blockwise_attention
+from mmvisattn.models.layers.patch_sequence import to_map
+
+TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
+
+
+def naive_attention(q, k, v, rate, causal):
+    """The formula over the whole attention map."""
+    position = torch.arange(q.shape[2])
+    distance = position[:, None] - position
+    logits = q @ k.mT
+    if rate is not None:
+        logits = logits * torch.exp(rate[:, None, None] * distance.abs())
+    if causal:
+        logits = logits + torch.zeros(distance.shape, dtype=q.dtype).masked_fill(distance < 0, -torch.inf)
+    return F.softmax(logits, -1) @ v
+
+
+def attention_inputs(length, decay=True):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
+    rate = (-torch.rand(3, dtype=torch.double)).requires_grad_() if decay else None
+    return q, k, v, rate
+
+
+@pytest.mark.parametrize('decay', [True, False])
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('length, block', [(1, 4), (7, 8), (8, 8), (37, 8), (37, 1)])
+def test_block_by_block_equals_the_whole_map(length, block, causal, decay):
+    q, k, v, rate = inputs = attention_inputs(length, decay)
+    out = blockwise_attention(q, k, v, rate, causal, block)
+    expected = naive_attention(q, k, v, rate, causal)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    tensors = [x for x in inputs if x is not None]
+    torch.testing.assert_close(torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad))
+
+
+def test_fast_decay_gives_finite_gradients():
+    q, k, v, _ = attention_inputs(40)
+    rate = torch.tensor([-1e3, -1e-6, -5.0], dtype=torch.double, requires_grad=True)
+    out = blockwise_attention(q, k, v, rate, block=8)
+    grads = torch.autograd.grad(out.square().sum(), (q, k, v, rate))
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operator makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_no_tensor_grows_as_the_square_of_the_length(causal):
+    sizes = {}
+    for length in (64, 512):
+        q, k, v, rate = attention_inputs(length)
+        with LargestTensor() as mode:
+            blockwise_attention(q, k, v, rate, causal, block=16).sum().backward()
+        sizes[length] = mode.largest
+    assert sizes[64] == 2 * 3 * 16 * 64  # a block of the attention map
+    assert sizes[512] == 8 * sizes[64]
+
+
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('decay', [True, False])
+@pytest.mark.parametrize('rotation', [True, False])
+def test_network_equals_the_formulas(causal, decay, rotation):
+    torch.manual_seed(0)
+    net = DefocusViT(TINY, 'window', 64, 3.0, 1.5, causal, decay, rotation).double()
+    for param in net.parameters():
+        nn.init.normal_(param, std=0.2)
+    x = torch.randn(2, 3, 70, 110, dtype=torch.double)
+    tokens = net.patch_embed(x)
+    for block in net.blocks:
+        attn = block.attn
+        q, k, v = attn.qkv(block.norm1(tokens)).chunk(3, -1)
+        q, k, v = (t.view(2, -1, 2, 16).transpose(1, 2) for t in (q, k, v))
+        if rotation:
+            q, k = (turned(t, attn.bandpass.freq, 3.0) for t in (q, k))
+        rate = -torch.exp(attn.bandpass.log_decay) / 1.5 if decay else None
+        out = naive_attention(q / 4, k, v, rate, causal)
+        tokens = tokens + attn.proj(out.transpose(1, 2).reshape(tokens.shape))
+        tokens = tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(tokens))))
+    expected = to_map(net.norm(tokens), *net.patch_embed.layout(x))
+    torch.testing.assert_close(net(x)[0], expected)
+
+
+def turned(x, freq, scale):
+    """Pairs of channels as complex numbers, times e^{iθt}."""
+    angle = torch.arange(x.shape[2], dtype=torch.double)[:, None] / scale * freq
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+def test_without_causality_the_first_token_sees_the_last():
+    x = torch.randn(1, 3, 64, 64)
+    changed = x.clone()
+    changed[..., 48:, 48:] += 1
+    for causal in (True, False):
+        net = DefocusViT(TINY, pretrain_size=64, causal=causal).eval()
+        assert torch.equal(net(x)[0][..., 0, 0], net(changed)[0][..., 0, 0]) == causal
+
+
+@pytest.mark.parametrize('arch, name', [('small', 'deit_small_patch16_224'), ('base', 'deit_base_patch16_224')])
+def test_names_and_shapes_are_those_of_timms_deit(arch, name):
+    with torch.device('meta'):
+        net, deit = DefocusViT(arch), timm.create_model(name)
+    weights = net.checkpoint_filter(deit.state_dict())
+    left_out = {'cls_token', 'pos_embed', 'head.weight', 'head.bias'}
+    expected = {key: value.shape for key, value in weights.items() if key not in left_out}
+    own = {key: value.shape for key, value in net.state_dict().items() if key not in net.new_keys}
+    assert own == expected
+    heads = net.blocks[0].attn.num_heads
+    assert sum(net.state_dict()[key].numel() for key in net.new_keys) == 12 * (heads + 32)
+
+
+def test_deit_without_position_embedding_and_class_token_is_the_network_without_filter(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=48, depth=2, num_heads=3, img_size=64)
+    without = dict(class_token=False, pos_embed='none', global_pool='avg', fc_norm=False)
+    deit = timm.create_model('deit_tiny_patch16_224', **sizes, **without).eval()
+    nn.init.normal_(deit.norm.bias)
+    path = str(tmp_path / 'deit.pth')
+    torch.save(dict(model=deit.state_dict()), path)
+    net = DefocusViT(
+        dict(embed_dims=48, depth=2, num_heads=3, mlp_ratio=4),
+        pretrain_size=64,
+        causal=False,
+        decay=False,
+        rotation=False,
+        init_cfg=dict(type='Pretrained', checkpoint=path),
+    )
+    net.init_weights()
+    x = torch.randn(2, 3, 64, 64)
+    expected = deit.forward_features(x).mT.reshape(2, 48, 4, 4)
+    torch.testing.assert_close(net(x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('heads', [3, 32])
+def test_heads_that_do_not_share_the_channels_are_refused(heads):
+    with pytest.raises(UserError, match='multiple of twice the heads'):
+        DefocusViT(TINY | dict(num_heads=heads))

@@ -1,0 +1,214 @@
+"""What FlexViT costs beside the same ViT on few and on all tokens: FLOPs, time and memory, side by side in one run.
+
+Rows: the ViT on the shrunk image, FlexViT at several ratios of selected cells, and the ViT on the full image. FLOPs are
+counted by torch's counter on the real forward, selection included. The variants are timed in turn, A B C A B C …, so
+that a noisy machine hits all alike; the ratios are of medians. Memory is the peak above the weights and the image.
+The last lines give the share of a hierarchical layer that it costs to select: to estimate the relevance, choose cells,
+gather their tokens and write them back.
+
+Example:
+    python tools/analysis/flex_cost.py --arch base --sizes 512x512 1024x1024 800x1344 --batches 1 2
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
+from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
+
+
+class PlainViT(nn.Module):
+    """timm's ViT of the same size, on the image shrunk by ``zoom``.
+
+    Args:
+        arch: Name of a FlexViT.
+        zoom: How much the image is shrunk; 1 for the full image.
+    """
+
+    def __init__(self, arch: str, zoom: int = 1) -> None:
+        super().__init__()
+        sizes = FlexViT.arch_settings[arch]
+        self.zoom = zoom
+        self.vit = VisionTransformer(
+            embed_dim=sizes['embed_dims'],
+            depth=sizes['depth'],
+            num_heads=sizes['num_heads'],
+            mlp_ratio=sizes['mlp_ratio'],
+            num_classes=0,
+            class_token=False,
+            global_pool='avg',
+            fc_norm=False,
+            dynamic_img_size=True,
+            dynamic_img_pad=True,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, L, C)."""
+        return self.vit.forward_features(F.avg_pool2d(x, self.zoom))
+
+
+def flops(step: Callable) -> int:
+    """Floating-point operations of a step: matrix products and convolutions, two for a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak_memory(step: Callable, device: torch.device) -> float:
+    """Largest memory of a step above what was held before, in MiB; not a number where it cannot be told."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # Linux: start the peak anew
+        before = _status_kib('VmRSS')
+        step()
+        return (_status_kib('VmHWM') - before) / 2**10
+    except OSError:
+        return float('nan')
+
+
+def _status_kib(key: str) -> int:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def times_in_turn(steps: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step, round by round, after one round to warm up."""
+    times = {name: [] for name in steps}
+    for i in range(rounds + 1):
+        for name, step in steps.items():
+            _wait(device)
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            if i > 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def print_costs(args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]) -> None:
+    """The table of one input."""
+    x = torch.randn(batch, 3, *size, device=args.device)
+
+    def step_of(network: nn.Module) -> Callable:
+        def step() -> None:
+            with torch.no_grad(), torch.autocast(args.device.type, torch.float16, enabled=args.amp):
+                network(x)
+
+        return step
+
+    steps = {name: step_of(network) for name, network in variants.items()}
+    counted = {name: flops(step) for name, step in steps.items()}
+    memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
+    times = times_in_turn(steps, args.rounds, args.device)
+    last = list(variants)[-1]
+    base = statistics.median(times[last])
+    print(f'\n{batch}×3×{size[0]}×{size[1]}')
+    print('| network | GFLOPs | of full | ms (min–max) | speed-up over full | peak MiB |')
+    print('|---|---|---|---|---|---|')
+    for name, values in times.items():
+        median = statistics.median(values)
+        print(
+            f'| {name} | {counted[name] / 1e9:.1f} | {counted[name] / counted[last]:.0%} | {median * 1e3:.0f} '
+            f'({min(values) * 1e3:.0f}–{max(values) * 1e3:.0f}) | {base / median:.2f}× | {memory[name]:.0f} |',
+            flush=True,
+        )
+
+
+@torch.no_grad()
+def print_overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple[int, int]) -> None:
+    """Cost of selection beside a layer that is given its tokens."""
+    block, selector = network.blocks[-1], network.selector
+    step = network.patch_size * network.zoom * network.cell_size
+    high_grid = tuple(-(-n // step) * step // network.patch_size for n in size)
+    low_grid = tuple(n // network.zoom for n in high_grid)
+    dim = network.norm.normalized_shape[0]
+    low = torch.randn(batch, low_grid[0] * low_grid[1], dim, device=args.device)
+    grid = CellGrid(high_grid, (network.cell_size * network.zoom,) * 2)
+    cells = grid.split(torch.randn(batch, *high_grid, dim, device=args.device))
+    relevance = torch.rand(batch, low.shape[1], device=args.device)
+
+    def layer() -> None:
+        with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
+            block(low, high)
+
+    def layer_and_selection() -> None:
+        with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
+            selection = selector(relevance.unflatten(1, low_grid), network.cell_size)
+            attend_and_write_back(block, low, cells, selection, grid=low_grid)
+
+    high = gather_cells(cells, selector(relevance.unflatten(1, low_grid), network.cell_size).index)
+    steps = dict(layer=layer, both=layer_and_selection)
+    counted = {name: flops(step) for name, step in steps.items()}
+    times = times_in_turn(steps, args.rounds * 3, args.device)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    more_flops, more_time = (cost['both'] / cost['layer'] - 1 for cost in (counted, medians))
+    print(
+        f'{batch}×3×{size[0]}×{size[1]}, {selector.ratio:.0%}: selection adds {more_flops:.2%} to the FLOPs and '
+        f'{more_time:.1%} to the time of a layer',
+        flush=True,
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``800x1344`` as height and width."""
+    height, width = text.split('x')
+    return int(height), int(width)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', default='base', choices=list(FlexViT.arch_settings), help='default: base')
+    parser.add_argument('--zoom', type=int, default=2, help='default: 2')
+    parser.add_argument('--ratios', type=float, nargs='+', default=(0.1, 0.25, 0.5, 1.0), help='default: .1 .25 .5 1')
+    parser.add_argument(
+        '--sizes', type=parse_size, nargs='+', default=[(1024, 1024)], metavar='HxW', help='default: 1024x1024'
+    )
+    parser.add_argument('--batches', type=int, nargs='+', default=(1,), help='images a batch; default: 1')
+    parser.add_argument('--rounds', type=int, default=5, help='timed rounds; default: 5')
+    parser.add_argument('--amp', action='store_true', help='half precision, on a GPU')
+    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    flex = {ratio: FlexViT(args.arch, zoom=args.zoom, select_ratio=ratio) for ratio in args.ratios}
+    variants = {f'ViT, 1/{args.zoom} of the side': PlainViT(args.arch, args.zoom)}
+    variants |= {f'FlexViT, {ratio:.0%}': network for ratio, network in flex.items()}
+    variants['ViT, full'] = PlainViT(args.arch)
+    for network in variants.values():
+        network.eval().to(args.device)
+
+    name = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else platform.machine()
+    print(f'{args.arch}, zoom {args.zoom}, {"float16" if args.amp else "float32"}; {name}, ', end='')
+    print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}')
+    inputs = [(batch, size) for size in args.sizes for batch in args.batches]
+    for batch, size in inputs:
+        print_costs(args, variants, batch, size)
+    print()
+    for batch, size in inputs:
+        for network in flex.values():
+            print_overhead(args, network, batch, size)
+
+
+if __name__ == '__main__':
+    main()
