@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
 METAFILES = [ROOT / path for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]
-RANDOM_START = 'a path of weights, or None for a random start'
+NO_WEIGHTS = ('defocus-mamba-s', 'defocus-retnet-b')  # nobody has released any
 
 
 def load(path: Path) -> Config:
@@ -52,19 +52,66 @@ def test_schedule_ends_with_the_training(path):
     assert max(step.end for step in cfg.param_scheduler if step.get('by_epoch', True) == by_epoch) == last
 
 
+def network_in_names(backbone: dict) -> str:
+    """Such as ``fcvit-b12`` or ``defocus-mamba-b``."""
+    family, arch = backbone.type.removeprefix('mmvisattn.'), backbone.arch
+    if family.startswith('Defocus'):
+        return f'defocus-{family.removeprefix("Defocus").lower()}-{arch[0]}'
+    return f'{family.lower()}-{arch}'
+
+
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name != 'mini'], ids=lambda path: path.stem)
 def test_names_say_what_is_inside(path):
     cfg = load(path)
     name = path.stem
-    arch = cfg.model.backbone.arch
-    assert arch in name
-    assert cfg.model.backbone.init_cfg.type == 'Pretrained'
+    network = network_in_names(cfg.model.backbone)
+    assert f'{network}_' in name
+    init_cfg = cfg.model.backbone.init_cfg
+    assert init_cfg is None if network in NO_WEIGHTS else init_cfg.type == 'Pretrained'
     assert cfg.default_scope == ('mmseg' if 'ade20k' in name else 'mmdet')
+    batch = cfg.train_dataloader.batch_size
+    batches = f'{cfg.auto_scale_lr.base_batch_size // batch}xb{batch}'
     if 'ade20k' in name:
-        batch = cfg.train_dataloader.batch_size
-        assert f'{cfg.auto_scale_lr.base_batch_size // batch}xb{batch}-{cfg.train_cfg.max_iters // 1000}k' in name
+        assert f'_{batches}-{cfg.train_cfg.max_iters // 1000}k_' in name
+    if 'dino' in name:
+        assert f'_{batches}-{cfg.train_cfg.max_epochs}e_' in name
     if '_amp-' in name:
         assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+
+
+@pytest.mark.parametrize(
+    ('name', 'backbone', 'millions'),
+    [
+        ('dino-4scale_defocus-mamba-b_8xb2-12e_coco', 91_112_832, 115),  # published
+        ('dino-4scale_defocus-mamba-l_8xb2-12e_coco', 317_674_240, 344),
+        ('mask-rcnn_defocus-mamba-s_simple-fpn_1x_coco', 24_322_944, 42),
+        ('mask-rcnn_defocus-mamba-b_simple-fpn_1x_coco', 91_112_832, 110),
+        ('mask-rcnn_defocus-vit-s_simple-fpn_1x_coco', 21_590_088, 39),
+        ('mask-rcnn_defocus-vit-b_simple-fpn_1x_coco', 85_647_120, 105),
+        ('mask-rcnn_defocus-retnet-b_simple-fpn_1x_coco', 92_734_224, 112),
+        ('defocus-mamba-s_upernet_8xb2-160k_ade20k-512x512', 24_322_944, 56),
+        ('defocus-mamba-b_upernet_8xb2-160k_ade20k-512x512', 91_112_832, 125),
+        ('defocus-vit-b_upernet_8xb2-160k_ade20k-512x512', 85_647_120, 120),
+        ('defocus-retnet-b_upernet_8xb2-160k_ade20k-512x512', 92_734_224, 127),
+    ],
+)
+def test_parameters_of_defocus(name, backbone, millions):
+    model = MODELS.build(load(Path('configs/defocus', f'{name}.py')).model)
+    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == backbone
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_recipe_of_dino():
+    cfg = load(Path('configs/defocus/dino-4scale_defocus-mamba-b_8xb2-12e_coco.py'))
+    model = MODELS.build(cfg.model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    for group in groups:
+        (parameter,) = group['params']
+        name = names[parameter]
+        slow = name.startswith('backbone.') or 'sampling_offsets' in name
+        assert group['lr'] == pytest.approx(2e-5 if slow else 2e-4), name
+        assert group['weight_decay'] == (0 if parameter.ndim == 1 or 'A_log' in name else 1e-4), name
 
 
 def test_metafiles_list_every_config_once():

@@ -55,10 +55,12 @@ def test_mask_rcnn_learns(data, tmp_path):
         'train_dataloader.num_workers=0',
         'train_dataloader.persistent_workers=False',
     )
-    assert scalars[-1]['loss'] < 0.8 * scalars[0]['loss']
+    # The losses of boxes rise at first, as more proposals meet an object.
+    assert scalars[-1]['loss_rpn_cls'] < 0.3 * scalars[0]['loss_rpn_cls']
+    assert scalars[-1]['loss_mask'] < 0.8 * scalars[0]['loss_mask']
     # An untrained detector finds nothing.
-    assert metrics['coco/bbox_mAP_50'] > 0.1
-    assert metrics['coco/segm_mAP_50'] > 0.03
+    assert metrics['coco/bbox_mAP_50'] > 0.3
+    assert metrics['coco/segm_mAP_50'] > 0.04
 
 
 def test_semantic_fpn_learns(data, tmp_path):
@@ -76,5 +78,5 @@ def test_semantic_fpn_learns(data, tmp_path):
         'train_dataloader.persistent_workers=False',
     )
     assert scalars[-1]['loss'] < 0.7 * scalars[0]['loss']
-    # Everything called by the name of the commonest class gives one of seven an IoU of about 0.4.
-    assert metrics['mIoU'] > 15
+    # Calling everything by the name of one class would give one of seven a part of 100.
+    assert metrics['mIoU'] > 30

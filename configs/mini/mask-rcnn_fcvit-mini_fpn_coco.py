@@ -55,7 +55,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-max_epochs = 8
+max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 # Mixed precision as in the full config needs a GPU.
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=3e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))

@@ -108,7 +108,7 @@ def allowed() -> dict[str, Any]:
     from mmengine.logging import HistoryBuffer
     from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-    # Loading sets the attributes of these and calls nothing; ConfigDict is a dict, and many authors keep the
+    # All that loading does with these is fill dictionaries: attributes, log, configuration. Many authors keep the
     # arguments of their training script in a Namespace.
     classes = [Namespace, HistoryBuffer, ConfigDict, np.ndarray, np.dtype, OneCycleParamScheduler]
     # An array's dtype is an instance of a class of its own; V, a record, has no use in a log.
@@ -147,9 +147,8 @@ def _renamed(function: Callable, module: str, name: str) -> Callable:
     return renamed
 
 
-@functools.cache
 def _allow() -> bool:
-    """Enter the allow-list in torch's own, which exists from torch 2.4 on."""
+    """Enter the allow-list in torch's own, if it has one, as from 2.4 on."""
     import torch
 
     if not hasattr(torch.serialization, 'add_safe_globals'):
@@ -201,16 +200,14 @@ def _refuse(file: Any) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        file = getattr(file, 'name', file)
-        file = file if isinstance(file, (str, os.PathLike)) else 'the checkpoint'
-        found = re.search(r'GLOBAL (\S+?)(\s+whose module|\s+was not|\s*$|\()', str(error), re.M)
+        if not isinstance(file, (str, os.PathLike)):
+            file = getattr(file, 'name', 'the open file')
+        found = re.search(r'GLOBAL (\S+?)(?:\s|\(|$)', str(error))
         if found is None:
             reason = str(error).strip().splitlines()[-1]
             raise pickle.UnpicklingError(f'{file} cannot be read as a checkpoint: {reason}') from None
-        name = found[1]
         raise UnsafeCheckpointError(
-            f'{file} is refused, and nothing in it was run: it holds {name}, which is neither weights nor a plain '
-            f'value and could run code on loading. Ask its author for a file with the weights alone; or, if you '
-            f'know {name} to be harmless, allow it before loading: '
-            f'torch.serialization.add_safe_globals([{name}])'
+            f'{file} is refused, and nothing in it was run: it holds {found[1]}, which is neither weights nor a plain '
+            'value and could run code on loading. Ask its author for a file with the weights alone. A class that you '
+            'know to be harmless can be allowed before loading: torch.serialization.add_safe_globals([TheClass])'
         ) from None

@@ -20,6 +20,9 @@ class ClassPresenceHead(BaseModule):
     to dense prediction: it gives every token a gradient, where a causal network would rely on few. The prediction is
     multi-label, with a sigmoid for each class.
 
+    mmdet has no place for it: only the heads of a detector see the labels, it has one for each task, and that of DINO
+    is given the states of the decoder instead of the map.
+
     Args:
         in_channels: Number of channels C of the map.
         num_classes: Number of classes.

@@ -21,9 +21,7 @@ def used(monkeypatch):
     """Counts how often our own backward ran, so that a test cannot pass on torch's by mistake."""
     calls = []
     original = depthwise_conv._DepthwiseConv2d.apply
-    monkeypatch.setattr(
-        depthwise_conv._DepthwiseConv2d, 'apply', lambda *args: (calls.append(1), original(*args))[1]
-    )
+    monkeypatch.setattr(depthwise_conv._DepthwiseConv2d, 'apply', lambda *args: (calls.append(1), original(*args))[1])
     return calls
 
 

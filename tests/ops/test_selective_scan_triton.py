@@ -56,6 +56,8 @@ def test_kernels_compile(capability, half):
             signature={name: 'constexpr' if name in values else types.get(name, '*fp32') for name in names},
             constexprs={(i,): values[name] for i, name in enumerate(names) if name in values},
         )
-        compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options={'num_warps': 1, 'enable_fp_fusion': True})
+        compiled = triton.compile(
+            source, target=GPUTarget('cuda', capability, 32), options={'num_warps': 1, 'enable_fp_fusion': True}
+        )
         assert compiled.asm['cubin']
         assert 'ex2.approx' in compiled.asm['ptx'] and '.local' not in compiled.asm['ptx']

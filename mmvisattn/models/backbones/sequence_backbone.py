@@ -130,6 +130,6 @@ class SequenceBackbone(BaseBackbone):
             outs.append(to_map(self.norm(x), size, window))
         return tuple(outs)
 
-    def _blocks_by_output(self) -> Iterable[nn.ModuleList]:
-        starts = (0, *(i + 1 for i in self.out_indices))
-        return (self.blocks[start:stop] for start, stop in zip(starts, starts[1:]))
+    def _blocks_by_output(self) -> Iterable[list[nn.Module]]:
+        blocks, starts = list(self.blocks), (0, *(i + 1 for i in self.out_indices))
+        return (blocks[start:stop] for start, stop in zip(starts, starts[1:]))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ...errors import UserError, nearest
 
 SELECT_MODES = ('topk', 'threshold', 'random')
-# Side of the blocks of queries that are averaged to estimate the received attention.
-QUERY_BLOCK = 2
+# Received attention is estimated from averages over blocks of queries: at most so many a side of a block, and at least
+# so many blocks a side of the map, unless it has fewer queries.
+MAX_QUERY_BLOCK = 4
+MIN_QUERY_BLOCKS = 8
 
 
 class Selection(NamedTuple):
@@ -46,11 +48,12 @@ def received_attention(attention: Tensor) -> Tensor:
 
 @torch.no_grad()
 def estimate_received_attention(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Received attention from the averages of 2×2 queries, where the map itself is never formed.
+    """Received attention from averages over blocks of queries, where the map itself is never formed.
 
     Fused attention does not give its map away, and to form it would cost as much again. Neighbours on the grid ask
-    similar questions, so one softmax of their mean query stands for the four; it costs an eighth of the map and its
-    product with the values. Every query counts, so no token gains by chance of position, as it would under sampling.
+    similar questions, so one softmax of their mean query stands for a block. With 4×4 blocks, which a map of 32 tokens
+    a side has, it costs a 32nd of the map and its product with the values; smaller maps have smaller blocks. Every
+    query counts, so no token gains by its position, as under sampling, where those next to a sampled one would.
 
     Args:
         q: Queries of the low-resolution tokens in raster order, (B, heads, N, d).
@@ -60,9 +63,10 @@ def estimate_received_attention(q: Tensor, k: Tensor, grid: tuple[int, int]) -> 
     Returns:
         Relevance, (B, N), in float32 at least.
     """
-    maps = q.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (B*heads, d, rows, columns)
-    # At an odd border the average is over the queries that exist.
-    pooled = F.avg_pool2d(maps, QUERY_BLOCK, ceil_mode=True, count_include_pad=False).flatten(2)  # (B*heads, d, m)
+    maps = q.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (B·heads, d, rows, columns)
+    block = [min(MAX_QUERY_BLOCK, max(n // MIN_QUERY_BLOCKS, 1)) for n in grid]
+    # At the border the average is over the queries that exist.
+    pooled = F.avg_pool2d(maps, block, ceil_mode=True, count_include_pad=False).flatten(2)  # (B·heads, d, m)
     pooled = pooled.transpose(1, 2).unflatten(0, q.shape[:2])  # (B, heads, m, d)
     logits = (pooled * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, m, N)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

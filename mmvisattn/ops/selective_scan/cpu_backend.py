@@ -52,7 +52,7 @@ class _Sizes(ctypes.Structure):
 
 
 def _cpp_extension() -> ModuleType:
-    """torch's loader, without the warning that it prints where a CUDA toolkit but no GPU is found."""
+    """The loader of torch, without the warning that it prints where a CUDA toolkit but no GPU is found."""
     log = logging.getLogger('torch.utils.cpp_extension')
     level = log.level
     log.setLevel(logging.ERROR)
@@ -119,7 +119,7 @@ def _build(path: Path) -> None:
         logger.info('Compiled the CPU kernel of selective_scan in %.1f s', time.perf_counter() - start)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled kernel, or the reason why there is none."""
     try:

@@ -26,6 +26,9 @@ _UNAVAILABLE_REASON: dict[str, Callable[[], str | None]] = {
     'mamba_ssm': mamba_backend.unavailable_reason,
 }
 _DEVICE = {'cpu': 'cpu', 'triton': triton_backend.DEVICE, 'mamba_ssm': 'cuda'}
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Batch, channels, steps and state entries at which CUDA kernels are compared: one image of 1024 x 1024.
+_TRIAL_SIZE = (1, 1536, 4097, 16)
 
 logger = logging.getLogger('mmvisattn')
 
@@ -100,10 +103,12 @@ def _check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
                 f'{state}, got shape {tuple(x.shape)}'
             )
     for name, x in dict(u=u, delta=delta, A=A, B=B, C=C).items():
-        if not x.dtype.is_floating_point:
-            raise ValueError(f'selective_scan: {name} must be a real floating point tensor, got {x.dtype}')
+        if x.dtype not in _TYPES:
+            raise ValueError(f'selective_scan: {name} must be of one of the types {_TYPES}, got {x.dtype}')
         if x.device != u.device:
-            raise ValueError(f'selective_scan: all inputs must be on one device, got u on {u.device}, {name} on {x.device}')
+            raise ValueError(
+                f'selective_scan: all inputs must be on one device, got u on {u.device}, {name} on {x.device}'
+            )
 
 
 def _check_finite(y: Tensor, *inputs: Tensor) -> None:
@@ -117,8 +122,8 @@ def _check_finite(y: Tensor, *inputs: Tensor) -> None:
         b, d, t = bad[bad[:, 2].argmin()].tolist()
         u, delta, A = inputs[:3]
         raise FloatingPointError(
-            f'selective_scan: the state is not finite from step {t} on in batch element {b}, channel {d}: the result is '
-            f'{y[b, d, t].item()}, u {u[b, d, t].item():.3g}, delta {delta[b, d, t].item():.3g}, largest A '
+            f'selective_scan: the state is not finite from step {t} on in batch element {b}, channel {d}: the result '
+            f'is {y[b, d, t].item()}, u {u[b, d, t].item():.3g}, delta {delta[b, d, t].item():.3g}, largest A '
             f'{A[d].max().item():.3g}; all inputs are finite, so the state has overflowed'
         )
 
@@ -132,7 +137,7 @@ def _choose_backend(backend: str, device_type: str, mamba_unsupported: str | Non
     if backend not in ('auto', *BACKENDS):
         near = difflib.get_close_matches(str(backend), ('auto', *BACKENDS), n=1, cutoff=0.5)
         hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f"selective_scan: unknown backend {backend!r}, allowed are {('auto', *BACKENDS)}{hint}")
+        raise ValueError(f'selective_scan: unknown backend {backend!r}, allowed are {("auto", *BACKENDS)}{hint}')
     if backend == 'auto':
         return _fastest_backend(device_type, mamba_unsupported is None)
     device = _DEVICE.get(backend, device_type)
@@ -158,36 +163,39 @@ def _fastest_backend(device_type: str, fits_mamba: bool) -> str:
     if not fits_mamba and 'mamba_ssm' in available:
         available.remove('mamba_ssm')
     if len(available) == 2:
-        return _faster_on_cuda()
+        return _faster_of(*available, device_type)
     return available[0] if available else 'torch'
 
 
-@functools.lru_cache(maxsize=None)
-def _faster_on_cuda() -> str:
-    """Time both CUDA kernels once, forward and backward, on the size of one image of 1024 x 1024."""
-    batch, dim, length, state = 1, 1536, 4097, 16
+@functools.cache
+def _faster_of(first: str, second: str, device_type: str) -> str:
+    """Time two backends once, forward and backward."""
+    batch, dim, length, state = _TRIAL_SIZE
     seconds = {}
-    for name in ('triton', 'mamba_ssm'):
-        u, delta = (torch.randn(batch, length, dim, device='cuda').transpose(1, 2) for _ in range(2))
-        A = -torch.rand(dim, state, device='cuda')
-        B, C = (torch.randn(batch, length, state, device='cuda').transpose(1, 2) for _ in range(2))
-        inputs = [x.requires_grad_() for x in (u, delta.sigmoid(), A, B, C)]
-        times = []
-        with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        generator = torch.Generator(device_type).manual_seed(0)
+
+        def sequence(channels: int) -> Tensor:
+            return torch.randn(batch, length, channels, generator=generator, device=device_type).transpose(1, 2)
+
+        A = -torch.arange(1.0, state + 1, device=device_type).repeat(dim, 1)
+        inputs = [sequence(dim), sequence(dim).sigmoid(), A, sequence(state), sequence(state)]
+        inputs = [x.requires_grad_() for x in inputs]
+        for name in (first, second):
+            times = []
             for _ in range(4):  # the first one compiles
-                torch.cuda.synchronize()
                 start = time.perf_counter()
-                torch.autograd.grad(selective_scan(*inputs, backend=name).sum(), inputs)
-                torch.cuda.synchronize()
+                grads = torch.autograd.grad(selective_scan(*inputs, backend=name).sum(), inputs)
+                grads[2].sum().item()  # waits for the device
                 times.append(time.perf_counter() - start)
-        seconds[name] = min(times)
-    fastest = min(seconds, key=seconds.get)
+            seconds[name] = min(times)
     told = ', '.join(f'{name} {1e3 * value:.2f} ms' for name, value in seconds.items())
-    logger.info('selective_scan on CUDA: backend auto takes %s (measured: %s)', fastest, told)
+    fastest = min(seconds, key=seconds.get)
+    logger.info('selective_scan on %s: backend auto takes %s (measured: %s)', device_type, fastest, told)
     return fastest
 
 
-# -------------------------------------------------------------------------------------------- autograd and torch.compile
+# ------------------------------------------------------------------------------------------- autograd and torch.compile
 
 # Custom operators, because torch.compile must see the scan as one operation: traced, its loop would be unrolled.
 _library = torch.library.Library('mmvisattn', 'FRAGMENT')
@@ -244,13 +252,12 @@ def _backward_shapes(
     )
 
 
-_register_shapes = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
 for _name, _function, _shapes in (
     ('selective_scan', _forward, _forward_shapes),
     ('selective_scan_backward', _backward, _backward_shapes),
 ):
     _library.impl(_name, _function, 'CompositeExplicitAutograd')
-    _register_shapes(f'mmvisattn::{_name}')(_shapes)
+    _library.impl(_name, _shapes, 'Meta')
 
 
 class _SelectiveScan(torch.autograd.Function):

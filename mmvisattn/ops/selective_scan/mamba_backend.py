@@ -10,7 +10,7 @@ from .common import no_autocast
 MAX_STATE = 256
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unavailable_reason() -> str | None:
     """None where mamba-ssm can run."""
     if not torch.cuda.is_available():

@@ -21,7 +21,7 @@ _MAX_SEGMENTS = 8
 _MIN_CHUNKS_PER_SEGMENT = 4
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unavailable_reason() -> str | None:
     """None where the kernels can run."""
     if not (INTERPRETED or torch.cuda.is_available()):

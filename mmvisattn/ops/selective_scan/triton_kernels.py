@@ -90,7 +90,7 @@ def forward_kernel(
     N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC: tl.constexpr, CHUNK: tl.constexpr,
     SAVE_STATES: tl.constexpr,
 ):  # fmt: skip
-    """y of a segment, and the state (N, D) before each chunk."""
+    """The result of a segment, and the state (N, D) before each chunk."""
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     d_mask, n_mask = d < dim, n < N

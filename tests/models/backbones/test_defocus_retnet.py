@@ -8,15 +8,9 @@ from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusRetNet
 from mmvisattn.models.backbones.defocus_retnet import chunkwise_retention
 from mmvisattn.models.layers.patch_sequence import to_map
-from tests.models.backbones.test_defocus_vit import TINY, LargestTensor, attention_inputs, turned
+from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, quadratic_retention, turned
 
-
-def quadratic_retention(q, k, v, rate):
-    """The formula over all pairs of tokens."""
-    position = torch.arange(q.shape[2])
-    distance = position[:, None] - position
-    filter = torch.exp(rate[:, None, None] * distance.clamp(min=0)).tril()
-    return (q @ k.mT * filter) @ v
+TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
 
 
 @pytest.mark.parametrize('length, chunk', [(1, 8), (7, 8), (8, 8), (37, 8), (37, 1), (64, 16)])
@@ -27,6 +21,18 @@ def test_chunk_by_chunk_equals_the_quadratic_form(length, chunk):
     grad = torch.randn_like(out)
     ours, theirs = torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_no_token_sees_a_later_one_to_the_bit():
+    inputs = attention_inputs(37)
+    out = chunkwise_retention(*inputs, 8)
+    for t in range(37):
+        q, k, v, rate = (x.detach().clone() for x in inputs)
+        k[:, :, t] += 1
+        v[:, :, t] -= 1
+        changed = chunkwise_retention(q, k, v, rate, 8)
+        assert torch.equal(changed[:, :, :t], out[:, :, :t])
+        assert (changed[:, :, t] != out[:, :, t]).all()
 
 
 def test_fast_and_slow_decay_give_finite_values_and_gradients():

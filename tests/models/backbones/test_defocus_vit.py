@@ -3,33 +3,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusViT
 from mmvisattn.models.backbones.defocus_vit import blockwise_attention
 from mmvisattn.models.layers.patch_sequence import to_map
+from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, naive_attention, turned
 
 TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
-
-
-def naive_attention(q, k, v, rate, causal):
-    """The formula over the whole attention map."""
-    position = torch.arange(q.shape[2])
-    distance = position[:, None] - position
-    logits = q @ k.mT
-    if rate is not None:
-        logits = logits * torch.exp(rate[:, None, None] * distance.abs())
-    if causal:
-        logits = logits + torch.zeros(distance.shape, dtype=q.dtype).masked_fill(distance < 0, -torch.inf)
-    return F.softmax(logits, -1) @ v
-
-
-def attention_inputs(length, decay=True):
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
-    rate = (-torch.rand(3, dtype=torch.double)).requires_grad_() if decay else None
-    return q, k, v, rate
 
 
 @pytest.mark.parametrize('decay', [True, False])
@@ -53,29 +34,37 @@ def test_fast_decay_gives_finite_gradients():
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operator makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out
-
-
 @pytest.mark.parametrize('causal', [True, False])
 def test_no_tensor_grows_as_the_square_of_the_length(causal):
     sizes = {}
     for length in (64, 512):
         q, k, v, rate = attention_inputs(length)
-        with LargestTensor() as mode:
-            blockwise_attention(q, k, v, rate, causal, block=16).sum().backward()
+        kept = {}  # memory held for the backward, by address
+
+        def keep(x, kept=kept):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.element_size()
+            return x
+
+        with LargestTensor() as mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = blockwise_attention(q, k, v, rate, causal, block=16)
+        assert sum(kept.values()) <= q.numel() + k.numel() + v.numel() + rate.numel()
+        with mode:
+            out.sum().backward()
         sizes[length] = mode.largest
     assert sizes[64] == 2 * 3 * 16 * 64  # a block of the attention map
     assert sizes[512] == 8 * sizes[64]
+
+
+def test_no_query_sees_a_later_key_to_the_bit():
+    inputs = attention_inputs(37)
+    out = blockwise_attention(*inputs, block=8)
+    for t in range(37):
+        q, k, v, rate = (x.detach().clone() for x in inputs)
+        k[:, :, t] += 1
+        v[:, :, t] -= 1
+        changed = blockwise_attention(q, k, v, rate, block=8)
+        assert torch.equal(changed[:, :, :t], out[:, :, :t])
+        assert (changed[:, :, t:] != out[:, :, t:]).all()
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -100,13 +89,6 @@ def test_network_equals_the_formulas(causal, decay, rotation):
         tokens = tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(tokens))))
     expected = to_map(net.norm(tokens), *net.patch_embed.layout(x))
     torch.testing.assert_close(net(x)[0], expected)
-
-
-def turned(x, freq, scale):
-    """Pairs of channels as complex numbers, times e^{iθt}."""
-    angle = torch.arange(x.shape[2], dtype=torch.double)[:, None] / scale * freq
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
 
 
 def test_without_causality_the_first_token_sees_the_last():

@@ -82,7 +82,7 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(ranks)[0, 1].item()
 
 
-@pytest.mark.parametrize('grid', [(12, 16), (9, 13)])
+@pytest.mark.parametrize('grid', [(12, 16), (9, 25), (33, 20)])
 def test_estimate_ranks_as_the_exact_received_attention(grid):
     q, k = tokens_like_features(2, 4, grid, 16), tokens_like_features(2, 4, grid, 16, seed=1)
     _, attention = hierarchical_attention(q, k, k, need_map=True)
@@ -90,11 +90,14 @@ def test_estimate_ranks_as_the_exact_received_attention(grid):
     assert all(rank_correlation(*pair) > 0.9 for pair in zip(estimate, exact))
 
 
-def test_estimate_is_exact_where_neighbours_ask_the_same():
-    q = torch.randn(2, 3, 3, 4, 8, dtype=torch.double).repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(2, 3)
-    k = torch.randn(2, 3, 48, 8, dtype=torch.double)
-    _, attention = hierarchical_attention(q, k, k, need_map=True)
-    torch.testing.assert_close(estimate_received_attention(q, k, (6, 8)) * 4, received_attention(attention))
+@pytest.mark.parametrize(('grid', 'block'), [((5, 7), (1, 1)), ((16, 24), (2, 3)), ((32, 64), (4, 4))])
+def test_estimate_is_exact_where_the_queries_of_a_block_ask_the_same(grid, block):
+    blocks = (grid[0] // block[0], grid[1] // block[1])
+    q = torch.randn(2, 3, *blocks, 8, dtype=torch.double).repeat_interleave(block[0], 2).repeat_interleave(block[1], 3)
+    k = torch.randn(2, 3, grid[0] * grid[1], 8, dtype=torch.double)
+    _, attention = hierarchical_attention(q.flatten(2, 3), k, k, need_map=True)
+    estimate = estimate_received_attention(q.flatten(2, 3), k, grid)
+    torch.testing.assert_close(estimate * block[0] * block[1], received_attention(attention))
 
 
 def test_estimate_costs_less_than_a_tenth_of_a_plain_layer():

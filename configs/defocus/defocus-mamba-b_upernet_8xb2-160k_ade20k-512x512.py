@@ -1,0 +1,60 @@
+# No result was published. Ours: AdamW 1e-4 with layer-wise decay, poly 1.0, 160k iterations, batch 16 (8 GPUs × 2). The
+# paper's training aids are on: scheduled drop path, and an auxiliary loss on pooled features, which here tells the
+# classes that are in the image.
+_base_ = [
+    '../_base_/mmvisattn.py',
+    'mmseg::_base_/models/upernet_r50.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/schedules/schedule_160k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type='mmvisattn.DefocusMamba',
+        arch='base',
+        token_order='window',
+        pretrain_size=224,
+        # For crops of 512 pixels: the ratio of the sides, and its square.
+        rope_scale=5.22,
+        delta_scale=2.29,
+        drop_path_rate=0.5,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/defocus_mamba_base.pth'),
+    ),
+    neck=dict(type='mmvisattn.SimpleFPN', in_channels=768, out_channels=256, num_outs=4),
+    decode_head=dict(in_channels=[256, 256, 256, 256], num_classes=150),
+    auxiliary_head=[
+        dict(_base_.model.auxiliary_head, in_channels=256, num_classes=150),
+        dict(type='mmvisattn.ClassPresenceHead', in_channels=256, in_index=2, num_classes=150, loss_weight=0.4),
+    ],
+    # Sequences of the length that the scales are for, also where the image is wider.
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+)
+
+train_dataloader = dict(batch_size=2)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    clip_grad=dict(max_norm=1.0),
+    constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        layer_decay_rate=0.9,
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        custom_keys={'A_log': dict(decay_mult=0.0)},
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
+]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmvisattn.ScheduledDropPathHook', start=0.1, end=0.5, by_epoch=False),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,17 @@
+# Starts from DeiT, which saw the whole image at once and told positions by an embedding; here the filter takes over.
+_base_ = './defocus-mamba-b_upernet_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvisattn.DefocusViT',
+        arch='base',
+        token_order='window',
+        pretrain_size=224,
+        rope_scale=5.22,
+        delta_scale=2.29,
+        drop_path_rate=0.5,
+        init_cfg=dict(type='Pretrained', checkpoint='timm://deit_base_patch16_224'),
+    ),
+)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.8))  # half as many layers
