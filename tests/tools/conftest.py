@@ -151,7 +151,7 @@ def run_command(*args: object, first_on_path: str = '', **env: str) -> subproces
         env={**os.environ, **path, 'OMP_NUM_THREADS': '1', **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
     )
 
 

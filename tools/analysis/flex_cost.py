@@ -160,8 +160,8 @@ def print_overhead(args: argparse.Namespace, network: FlexViT, batch: int, size:
     steps = dict(layer=layer, both=layer_and_selection)
     counted = {name: flops(step) for name, step in steps.items()}
     times = times_in_turn(steps, args.rounds * 3, args.device)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    more_flops, more_time = (cost['both'] / cost['layer'] - 1 for cost in (counted, medians))
+    more_flops = counted['both'] / counted['layer'] - 1
+    more_time = statistics.median(both / layer for both, layer in zip(times['both'], times['layer'])) - 1
     print(
         f'{batch}×3×{size[0]}×{size[1]}, {selector.ratio:.0%}: selection adds {more_flops:.2%} to the FLOPs and '
         f'{more_time:.1%} to the time of a layer',

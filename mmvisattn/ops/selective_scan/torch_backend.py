@@ -64,7 +64,7 @@ class _Scan:
         return chunk
 
     def last_state(self, steps: int) -> Tensor:
-        """State after the chunk in ``self.h``, free of denormal numbers."""
+        """A copy of the state after the chunk in ``self.h``, free of denormal numbers."""
         return hardshrink(self.h_steps[steps - 1], self.min_state)
 
 

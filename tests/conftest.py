@@ -1,0 +1,4 @@
+import torch
+
+# The tensors are small; a second thread costs more in waiting than it saves, much more on a busy machine.
+torch.set_num_threads(1)
