@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
 
@@ -15,7 +14,7 @@ from mmengine.device import get_device
 from mmengine.infer import BaseInferencer
 from torch import nn
 
-from mmvisattn.engine import CheckpointReportHook
+from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -79,7 +78,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> BaseInference
 
     class LoudInferencer(Inferencer):
         def _load_weights_to_model(self, model: nn.Module, checkpoint: dict, cfg: Config) -> None:
-            CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+            report_checkpoint(model, checkpoint)
             super()._load_weights_to_model(model, checkpoint, cfg)
 
     cfg.visualizer.pop('vis_backends', None)  # the pictures are written here

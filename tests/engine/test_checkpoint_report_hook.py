@@ -2,10 +2,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
 
 from mmvisattn.engine import CheckpointReportHook
 from mmvisattn.errors import UserError
+
+
+class BaseModelOf(BaseModel):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.inner(inputs)
 
 
 @pytest.fixture
@@ -34,3 +44,14 @@ def test_other_layouts_are_put_where_mmengine_looks(runner, layout):
 def test_one_that_fits_nothing_is_refused(runner):
     with pytest.raises(UserError, match=r"not one of its 1 keys fits.*\['backbone.conv1.weight'\]"):
         CheckpointReportHook().after_load_checkpoint(runner, {'state_dict': {'backbone.conv1.weight': torch.ones(1)}})
+
+
+def test_a_model_under_test_time_augmentation(runner):
+    class Wrapper(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    weights = runner.model.state_dict()
+    wrapped = SimpleNamespace(model=Wrapper(BaseModelOf(runner.model)))
+    checkpoint = {'state_dict': {'inner.' + name: value for name, value in weights.items()}}
+    CheckpointReportHook().after_load_checkpoint(wrapped, checkpoint)

@@ -43,7 +43,8 @@ def test_flex_relevance_compares_each_layer_that_selects():
     for figures in recorder.figures.values():
         assert len(figures) == 2
         for correlation, shared, entropy in figures:
-            assert 0.9 < correlation <= 1 and 0.5 < shared <= 1 and 0.9 < entropy <= 1
+            # the map is so small that no queries are averaged: the estimate is exact
+            assert (correlation, shared) == pytest.approx((1, 1)) and 0.9 < entropy < 1.0001
     with pytest.raises(UserError, match='no FlexAttention'):
         tool.Recorder(torch.nn.Conv2d(3, 3, 1))
 
