@@ -84,11 +84,11 @@ def test_names_say_what_is_inside(path):
     [
         ('dino-4scale_defocus-mamba-b_8xb2-12e_coco', 91_112_832, 115),  # published
         ('dino-4scale_defocus-mamba-l_8xb2-12e_coco', 317_674_240, 344),
-        ('mask-rcnn_defocus-mamba-s_simple-fpn_1x_coco', 24_322_944, 42),
-        ('mask-rcnn_defocus-mamba-b_simple-fpn_1x_coco', 91_112_832, 110),
-        ('mask-rcnn_defocus-vit-s_simple-fpn_1x_coco', 21_590_088, 39),
-        ('mask-rcnn_defocus-vit-b_simple-fpn_1x_coco', 85_647_120, 105),
-        ('mask-rcnn_defocus-retnet-b_simple-fpn_1x_coco', 92_734_224, 112),
+        ('mask-rcnn_defocus-mamba-s_simple-fpn_1x_coco', 24_322_944, 45),
+        ('mask-rcnn_defocus-mamba-b_simple-fpn_1x_coco', 91_112_832, 114),
+        ('mask-rcnn_defocus-vit-s_simple-fpn_1x_coco', 21_590_088, 42),
+        ('mask-rcnn_defocus-vit-b_simple-fpn_1x_coco', 85_647_120, 109),
+        ('mask-rcnn_defocus-retnet-b_simple-fpn_1x_coco', 92_734_224, 116),
         ('defocus-mamba-s_upernet_8xb2-160k_ade20k-512x512', 24_322_944, 56),
         ('defocus-mamba-b_upernet_8xb2-160k_ade20k-512x512', 91_112_832, 125),
         ('defocus-vit-b_upernet_8xb2-160k_ade20k-512x512', 85_647_120, 120),

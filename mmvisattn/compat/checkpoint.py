@@ -8,6 +8,7 @@ Here every file that mmengine loads goes through that check, with an allow-list 
 A file with anything else is refused before any of it has run.
 """
 
+import codecs
 import contextlib
 import functools
 import io
@@ -15,9 +16,12 @@ import os
 import pickle
 import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
+from urllib.parse import urlparse
 
 from ._import_hook import around_import
 
@@ -79,13 +83,14 @@ def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs
         return torch.load(file, map_location=map_location, pickle_module=_restricted_pickle(), **kwargs)
 
 
-def load_url(url: str, *args, **kwargs) -> Any:
-    """Download a checkpoint, or take it from torch hub's cache, and load it as :func:`load` does.
+def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
+    """Load a checkpoint from the net as :func:`load` does, by way of torch hub's cache.
 
     Args:
         url: Where it is.
-        *args: Passed on to ``torch.hub.load_state_dict_from_url``, as are ``kwargs``.
-        **kwargs: See ``args``.
+        model_dir: Folder of the cache, that of torch hub by default.
+        map_location: As for ``torch.load``.
+        progress: Whether to show a progress bar.
 
     Returns:
         What the file holds.
@@ -95,9 +100,12 @@ def load_url(url: str, *args, **kwargs) -> Any:
     """
     import torch
 
-    _allow()
-    with _refuse(url):
-        return torch.hub.load_state_dict_from_url(url, *args, **kwargs, weights_only=True)
+    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
+    file = folder / Path(urlparse(url).path).name
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=progress)
+    return load(file, map_location)
 
 
 @functools.cache
@@ -113,6 +121,8 @@ def allowed() -> dict[str, Any]:
     classes = [Namespace, HistoryBuffer, ConfigDict, np.ndarray, np.dtype, OneCycleParamScheduler]
     # An array's dtype is an instance of a class of its own; V, a record, has no use in a log.
     classes += {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'V'}
+    # What numpy's numbers and the milestones of a schedule are written with; torch itself allows them since 2.6.
+    classes += [codecs.encode, Counter]
     found = {f'{cls.__module__}.{cls.__qualname__}': cls for cls in classes}
 
     array = np.array(0.0)
@@ -148,18 +158,20 @@ def _renamed(function: Callable, module: str, name: str) -> Callable:
 
 
 def _allow() -> bool:
-    """Enter the allow-list in torch's own, if it has one, as from 2.4 on."""
+    """Enter the allow-list in torch's own, if its check can make use of it."""
     import torch
 
-    if not hasattr(torch.serialization, 'add_safe_globals'):
+    # The allow-list came with 2.4, but objects with a state pass the check only since 2.6.
+    if torch.__version__ < (2, 6):
         return False
-    torch.serialization.add_safe_globals(list(allowed().values()))
+    there = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([value for value in allowed().values() if value not in there])
     return True
 
 
 @functools.cache
 def _restricted_pickle() -> ModuleType:
-    """The pickle module with no more globals than the allow-lists, for torch before 2.4."""
+    """The pickle module with no more globals than the allow-lists, for torch before 2.6."""
     from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
     from torch._weights_only_unpickler import _get_allowed_globals
@@ -176,6 +188,14 @@ def _restricted_pickle() -> ModuleType:
             if f'{module}.{name}' not in known:
                 raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
             return known[f'{module}.{name}']
+
+        def load(self) -> Any:
+            try:
+                return super().load()
+            except pickle.UnpicklingError:
+                raise
+            except Exception as error:
+                raise pickle.UnpicklingError(str(error)) from error
 
         def load_build(self) -> None:
             cls = type(self.stack[-2])

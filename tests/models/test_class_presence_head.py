@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -45,6 +46,7 @@ def test_mixed_precision():
 
 
 def segmentor():
+    init_default_scope('mmseg')  # whatever a test before this one left
     norm_cfg = dict(type='BN')
     return MODELS.build(
         ConfigDict(

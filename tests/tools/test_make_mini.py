@@ -137,6 +137,12 @@ def test_has_all_that_coco_has(coco):
         assert any(len(data.getAnnIds(image)) == 0 for image in data.getImgIds())
 
 
+def edges(mask):
+    """Left, upper, right and lower edge of a mask of the fine canvas, in pixels."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) / FINE for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1] + 1 / FINE, rows[-1] + 1 / FINE])
+
+
 def test_annotations_are_what_was_drawn(coco, scenes):
     """Masks, boxes, areas, classes and crowds against the canvas."""
     data = coco['val']
@@ -153,14 +159,16 @@ def test_annotations_are_what_was_drawn(coco, scenes):
             if instance.crowd:
                 assert np.array_equal(drawn, decoded)
             assert annotation['area'] == pytest.approx(instance.mask.sum() / FINE**2, rel=0.05)
+            # A box may or may not reach to a speck that is about too small for a polygon.
             count, pieces, stats, _ = cv2.connectedComponentsWithStats(instance.mask.astype(np.uint8))
             specks = [piece for piece in range(count) if stats[piece, cv2.CC_STAT_AREA] < 4 * FINE**2]
-            mask = instance.mask & ~np.isin(pieces, specks)
-            rows, columns = (np.flatnonzero(mask.any(axis=axis)) / FINE for axis in (1, 0))
-            edges = [columns[0], rows[0], columns[-1] + 1 / FINE, rows[-1] + 1 / FINE]
+            inner, outer = edges(instance.mask & ~np.isin(pieces, specks)), edges(instance.mask)
             x, y, width, height = annotation['bbox']
             assert x >= 0 and y >= 0 and x + width <= 160 and y + height <= 128
-            assert [x, y, x + width, y + height] == pytest.approx(edges, abs=1)
+            for least, edge, most in zip(
+                np.minimum(inner, outer), [x, y, x + width, y + height], np.maximum(inner, outer)
+            ):
+                assert least - 1 <= edge <= most + 1
     assert len(overlaps) > 30
     assert min(overlaps) > 0.8 and np.mean(overlaps) > 0.95
 

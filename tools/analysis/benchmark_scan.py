@@ -7,6 +7,7 @@ with the state in place.
 
 Examples:
     python tools/analysis/benchmark_scan.py
+    python tools/analysis/benchmark_scan.py --threads 1 --clock cpu  # on a machine that has other things to do
     python tools/analysis/benchmark_scan.py --linearity --backends torch cpu --no-baselines
     python tools/analysis/benchmark_scan.py --device cuda --batch 8 --layout time-major --json scan.json
 """
@@ -99,22 +100,27 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(run: Callable[[], object], device: str) -> float:
-    """Wall time of one run."""
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+
+def seconds_of(run: Callable[[], object], device: str, clock: str) -> float:
+    """Time of one run."""
     synchronize(device)
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
-def measure_times(runs: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Smallest time of each of several interleaved runs, after a warm-up."""
+def measure_times(
+    runs: dict[str, Callable[[], object]], rounds: int, device: str, clock: str = 'wall'
+) -> dict[str, float]:
+    """Smallest time of each of several interleaved runs, all of which have run before."""
     times = {name: [] for name in runs}
-    for i in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
-            elapsed = seconds_of(run, device)
-            if i and elapsed > 0:  # the clock of a virtual machine that was paused may go back
+            elapsed = seconds_of(run, device, clock)
+            if elapsed > 0:  # the clock of a virtual machine that was paused may go back
                 times[name].append(elapsed)
     return {name: min(values, default=math.nan) for name, values in times.items()}
 
@@ -170,7 +176,7 @@ def compare(args: argparse.Namespace, scans: dict[str, Scan]) -> list[dict]:
         for name, scan in scans.items():
             runs[name, 'forward+backward'] = partial(forward_backward, scan, inputs, grad_y)
     memory = {key: measure_memory(run, args.device) for key, run in runs.items()}
-    times = measure_times(runs, args.rounds, args.device)
+    times = measure_times(runs, args.rounds, args.device, args.clock)
     size_of_u = inputs[0].numel() * inputs[0].element_size()
     traffic = sum(x.numel() * x.element_size() for x in inputs) + size_of_u
     bandwidth = copy_bandwidth() if args.device == 'cuda' else None
@@ -209,7 +215,7 @@ def linearity(args: argparse.Namespace, scans: dict[str, Scan]) -> list[dict]:
             for length in lengths:
                 runs[length] = partial(PASSES[pass_name], scan, *make_inputs(args, length))
                 memory[length] = measure_memory(runs[length], args.device)
-            times = measure_times(runs, args.rounds, args.device)
+            times = measure_times(runs, args.rounds, args.device, args.clock)
             results.append({
                 'name': name,
                 'pass': pass_name,
@@ -246,6 +252,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-baselines', dest='baselines', action='store_false', help='time the backends alone')
     parser.add_argument('--linearity', action='store_true', help='also measure lengths from 256 to 16384')
     parser.add_argument('--rounds', type=int, default=5, help='rounds of which the smallest time counts')
+    parser.add_argument('--threads', type=int, help='CPU threads; by default as many as torch takes')
+    parser.add_argument(
+        '--clock',
+        default='wall',
+        choices=list(CLOCKS),
+        help="'cpu' counts the processor time of all threads, which other processes hardly disturb; with --threads 1",
+    )
     parser.add_argument('--json', type=Path, help='write the figures to this file')
     return parser.parse_args()
 
@@ -253,6 +266,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     reasons = available_backends()
     here = {'cpu': ['torch', 'cpu'], 'cuda': ['torch', 'triton', 'mamba_ssm']}[args.device]
     for name in args.backends or here:
@@ -261,7 +276,7 @@ def main() -> None:
     names = args.backends or [name for name in here if reasons[name] is None]
     scans = {name: partial(selective_scan, backend=name) for name in names}
     device = torch.cuda.get_device_name() if args.device == 'cuda' else f'{torch.get_num_threads()} threads'
-    print(f'torch {torch.__version__}, {platform.machine()}, {device}')
+    print(f'torch {torch.__version__}, {platform.machine()}, {device}, {args.clock} time')
     report = {'arguments': {k: str(v) for k, v in vars(args).items()}, 'comparison': compare(args, scans)}
     if args.linearity:
         report['linearity'] = linearity(args, scans)

@@ -141,15 +141,22 @@ def test_no_offset_is_a_convolution():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('modulated', [False, True])
+def test_reduced_precision(modulated, dtype):
+    x, offset, mask, weight, _ = (tensor.to(dtype) for tensor in inputs(*CASES[3]))
+    tensors = [tensor.requires_grad_() for tensor in ((x, offset, mask, weight) if modulated else (x, offset, weight))]
+    convolve = modulated_deform_conv2d if modulated else deform_conv2d
+    arguments = ([None] if modulated else []) + list(CASES[3])
+    y = convolve(*tensors, *arguments)
+    y.sum().backward()
+    assert y.dtype == dtype and all(tensor.grad.dtype == dtype for tensor in tensors)
+    expected = convolve(*(tensor.detach().double() for tensor in tensors), *arguments)
+    torch.testing.assert_close(y.double(), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize('layer', [DeformConv2dPack, ModulatedDeformConv2dPack])
-def test_reduced_precision(layer, dtype):
+def test_layer_trains(layer):
     torch.manual_seed(0)
     conv = layer(8, 12, 3, padding=1)
-    torch.nn.init.normal_(conv.conv_offset.weight, std=0.1)
-    x = torch.randn(2, 8, 9, 11)
-    expected = conv(x)
-    conv, x = conv.to(dtype), x.to(dtype).requires_grad_()
-    y = conv(x)
-    y.sum().backward()
-    assert y.dtype == x.grad.dtype == conv.weight.grad.dtype == dtype
-    torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+    conv(torch.randn(2, 8, 9, 11)).square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in conv.parameters())
