@@ -73,7 +73,6 @@ def main() -> None:
 
     torch.manual_seed(0)
     network = FCViT(args.arch, layer_scale_init_value=0.5)
-    network.init_weights()
     reference = Reference(network)
     variants = {'reference, NCHW': reference, 'reference, NHWC': ChannelsLast(reference), 'mmvisattn': network}
     if args.compile:
