@@ -53,11 +53,16 @@ def test_schedule_ends_with_the_training(path):
 
 
 def network_in_names(backbone: dict) -> str:
-    """Such as ``fcvit-b12`` or ``defocus-mamba-b``."""
+    """Such as ``fcvit-b12``, ``defocus-mamba-b`` or ``flexvit-b``."""
     family, arch = backbone.type.removeprefix('mmvisattn.'), backbone.arch
     if family.startswith('Defocus'):
         return f'defocus-{family.removeprefix("Defocus").lower()}-{arch[0]}'
-    return f'{family.lower()}-{arch}'
+    return f'{family.lower()}-{arch[0] if family == "FlexViT" else arch}'
+
+
+def necks(cfg: Config) -> list[dict]:
+    neck = cfg.model.get('neck') or []
+    return neck if isinstance(neck, list) else [neck]
 
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name != 'mini'], ids=lambda path: path.stem)
@@ -77,6 +82,10 @@ def test_names_say_what_is_inside(path):
         assert f'_{batches}-{cfg.train_cfg.max_epochs}e_' in name
     if '_amp-' in name:
         assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    types = [neck.type for neck in necks(cfg)]
+    assert ('_flexattention_' in name) == ('mmvisattn.FlexAttentionNeck' in types)
+    if '_simple-fpn_' in name:
+        assert types == ['mmvisattn.SimpleFPN']
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,80 @@ def test_recipe_of_dino():
         slow = name.startswith('backbone.') or 'sampling_offsets' in name
         assert group['lr'] == pytest.approx(2e-5 if slow else 2e-4), name
         assert group['weight_decay'] == (0 if parameter.ndim == 1 or 'A_log' in name else 1e-4), name
+
+
+@pytest.mark.parametrize(
+    ('name', 'backbone', 'millions'),
+    [
+        ('mask-rcnn_flexvit-s_simple-fpn_1x_coco', 24_326_784, 45),
+        ('mask-rcnn_flexvit-b_simple-fpn_1x_coco', 96_429_312, 120),
+        ('mask-rcnn_fcvit-b12_fpn_flexattention_1x_coco', 14_189_856, 37),
+        ('cascade-mask-rcnn_flexvit-s_simple-fpn_amp-ms-3x_coco', 24_326_784, 78),
+        ('cascade-mask-rcnn_flexvit-b_simple-fpn_amp-ms-3x_coco', 96_429_312, 152),
+        ('dino-4scale_flexvit-b_8xb2-12e_coco', 96_429_312, 118),
+        ('flexvit-s_upernet_8xb2-160k_ade20k-512x512', 24_326_784, 56),
+        ('flexvit-b_upernet_8xb2-160k_ade20k-512x512', 96_429_312, 131),
+        ('fcvit-b12_fpn_flexattention_4xb8-40k_ade20k-512x512', 14_189_856, 21),
+    ],
+)
+def test_parameters_of_flexattention(name, backbone, millions):
+    model = MODELS.build(load(Path('configs/flexattention', f'{name}.py')).model)
+    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == backbone
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if 'flexvit-b_' in p.stem], ids=lambda path: path.stem)
+def test_recipe_of_flexvit(path):
+    cfg = load(path)
+    assert [hook.type for hook in cfg.custom_hooks].count('mmvisattn.FlexRampHook') == 1
+    model = MODELS.build(cfg.model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper')).optimizer.param_groups:
+        (parameter,) = group['params']
+        name = names[parameter]
+        depth = 13  # the norms of the backbone and all that follows it
+        if name.startswith(('backbone.patch_embed', 'backbone.pos_embed')):
+            depth = 0
+        elif name.startswith('backbone.blocks.'):
+            depth = int(name.split('.')[2]) + 1
+        assert group['lr'] == pytest.approx(1e-4 * 0.8 ** (13 - depth)), name
+        decay = 0 if parameter.ndim == 1 or name == 'backbone.pos_embed' else 1e-4 if 'dino' in path.stem else 0.05
+        assert group['weight_decay'] == decay, name
+
+
+@pytest.mark.parametrize(
+    ('name', 'plain'),
+    [
+        ('flexattention/mask-rcnn_fcvit-b12_fpn_flexattention_1x_coco', 'fcvit/mask-rcnn_fcvit-b12_fpn_1x_coco'),
+        (
+            'flexattention/fcvit-b12_fpn_flexattention_4xb8-40k_ade20k-512x512',
+            'fcvit/fcvit-b12_fpn_4xb8-40k_ade20k-512x512',
+        ),
+        ('mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco', 'mini/mask-rcnn_fcvit-mini_fpn_coco'),
+    ],
+)
+def test_flexattention_neck_is_all_that_is_added(name, plain):
+    cfg, expected = (load(Path('configs', f'{stem}.py')) for stem in (name, plain))
+    first, added = cfg.model.neck
+    assert first == expected.model.neck
+    assert added.type == 'mmvisattn.FlexAttentionNeck' and added.in_channels == first.out_channels
+    cfg.model.neck = first
+    assert cfg.to_dict() == expected.to_dict()
+
+
+# Heads that read a pyramid by its strides, and the stride of the map that SimpleFPN makes it from.
+@pytest.mark.parametrize(
+    'path',
+    [p for p in CONFIGS if 'flexvit' in p.stem and 'mask-rcnn' in p.stem],
+    ids=lambda path: path.stem,
+)
+def test_strides_of_flexvit(path):
+    model = load(path).model
+    finest = model.backbone.get('patch_size', 16) // 4 * 2 ** model.neck.get('start_level', 0)
+    strides = [finest * 2**i for i in range(model.neck.num_outs)]
+    assert model.rpn_head.anchor_generator.strides == strides
+    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
+        assert extractor.featmap_strides == strides[: len(extractor.featmap_strides)]
 
 
 def test_metafiles_list_every_config_once():

@@ -70,6 +70,26 @@ def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 
+def filter_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let each part of a model that has a ``checkpoint_filter`` rename the weights that are its own.
+
+    Args:
+        model: A detector, a segmentor, or a backbone alone.
+        weights: Weights of the whole, named as in the file.
+
+    Returns:
+        Weights named as in the model.
+    """
+    weights = dict(weights)
+    for name, module in model.named_modules():
+        if hasattr(module, 'checkpoint_filter'):
+            prefix = f'{name}.' if name else ''
+            own = strip_prefix(weights, prefix)
+            weights = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+            weights |= {prefix + key: value for key, value in module.checkpoint_filter(own).items()}
+    return weights
+
+
 def compare(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> LoadReport:
     """Match the weights of a file with what a network expects, by name and shape.
 
@@ -136,9 +156,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     prefix = prefix or 'backbone.'
     weights = strip_prefix(weights, prefix if prefix.endswith('.') else prefix + '.') or weights
     file_names = list(weights)
-    if hasattr(module, 'checkpoint_filter'):
-        weights = module.checkpoint_filter(weights)
-
+    weights = filter_weights(module, weights)
     expected = module.state_dict()
     report = compare(expected, weights)
     source = f'weights of {name} from {checkpoint}'

@@ -5,7 +5,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint.loading import compare, log_report, weights_of
+from ..checkpoint.loading import compare, filter_weights, log_report, weights_of
 from ..errors import UserError
 from ..registry import HOOKS
 
@@ -14,7 +14,7 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     """Report what a checkpoint of a whole detector or segmentor will fill, just before mmengine loads it.
 
     Weights under ``model`` or at the top of the file, as some authors keep them, are put under ``state_dict``, where
-    mmengine looks for them.
+    mmengine looks for them, and the names that authors gave to parts of our networks are made ours.
 
     Args:
         model: The model, also inside a wrapper for several processes or for test-time augmentation.
@@ -25,17 +25,18 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    weights = weights_of(checkpoint)
+    given = weights_of(checkpoint)
+    weights = filter_weights(model, given)
     expected = model.state_dict()
     report = compare(expected, weights)
     source = f'weights of {type(model).__name__} from the checkpoint'
     if not report.loaded:
         raise UserError(
-            f'{source}: not one of its {len(weights)} keys fits the model; it has names such as '
-            f'{list(weights)[:3]}, the model such as {list(expected)[:3]}; give a checkpoint of this config'
+            f'{source}: not one of its {len(given)} keys fits the model; it has names such as '
+            f'{list(given)[:3]}, the model such as {list(expected)[:3]}; give a checkpoint of this config'
         )
     log_report(report, source)
-    if 'state_dict' not in checkpoint:
+    if weights.keys() != checkpoint.get('state_dict', {}).keys():
         checkpoint['state_dict'] = weights
 
 

@@ -37,7 +37,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
             image = x.reshape(1, batch * channels, *x.shape[2:])
             kernel = grad.reshape(batch * channels, 1, *grad.shape[2:])
             grad_weight = F.conv2d(image, kernel, padding=ctx.padding, groups=batch * channels)
-            grad_weight = grad_weight.view(batch, *weight.shape).sum(0)  # (C, 1, k, k)
+            # (C, 1, k, k); DDP would have to copy a gradient of other strides.
+            grad_weight = grad_weight.view(batch, *weight.shape).sum(0).contiguous()
         if need_bias:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None

@@ -7,6 +7,7 @@ from torch import nn
 
 from mmvisattn.engine import CheckpointReportHook
 from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusMamba
 
 
 class BaseModelOf(BaseModel):
@@ -55,3 +56,13 @@ def test_a_model_under_test_time_augmentation(runner):
     wrapped = SimpleNamespace(model=Wrapper(BaseModelOf(runner.model)))
     checkpoint = {'state_dict': {'inner.' + name: value for name, value in weights.items()}}
     CheckpointReportHook().after_load_checkpoint(wrapped, checkpoint)
+
+
+def test_names_that_authors_gave_to_parts_are_made_ours():
+    arch = dict(embed_dims=64, depth=1, d_inner=64, d_state=4, dt_rank=2, group_norm_size=64)
+    model = nn.ModuleDict(dict(backbone=DefocusMamba(arch), head=nn.Linear(2, 2)))
+    weights = {name.replace('.projection.', '.proj.'): value for name, value in model.state_dict().items()}
+    assert weights.keys() != model.state_dict().keys()
+    checkpoint = {'state_dict': weights}
+    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    torch.testing.assert_close(checkpoint['state_dict'], dict(model.state_dict()))

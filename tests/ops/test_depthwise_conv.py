@@ -40,6 +40,7 @@ def test_equals_torch_in_value_and_gradients(case, memory_format, used):
     ours = torch.autograd.grad(out, (x, weight, bias), grad)
     theirs = torch.autograd.grad(expected, (x, weight, bias), grad)
     torch.testing.assert_close(ours, theirs)
+    assert ours[1].is_contiguous()  # a gradient of other strides than its parameter costs DDP a copy
     assert len(used) == (k >= depthwise_conv.MIN_KERNEL_SIZE)
 
 

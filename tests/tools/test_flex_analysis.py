@@ -1,14 +1,49 @@
 import re
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.necks import FlexAttentionNeck
+from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
 
-from .conftest import load_tool
+from .conftest import load_tool, run_tool
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
+
+BACKBONE = f"""
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmvisattn.FlexViT', arch={SMALL}, patch_size=8, pretrain_size=64, num_plain_layers=1
+    ),
+"""
+# Cells of 32 pixels in backbone and neck.
+WITH_NECK = """
+    neck=[
+        dict(type='mmvisattn.SimpleFPN', in_channels=24, out_channels=16, num_outs=5, start_level=2),
+        dict(
+            type='mmvisattn.FlexAttentionNeck',
+            in_channels=16,
+            low_level=2,
+            high_level=0,
+            num_heads=2,
+            select_mode='threshold',
+        ),
+    ],
+)
+"""
+ON_CROPS = """
+    neck=dict(_delete_=True, type='mmvisattn.SimpleFPN', in_channels=24, out_channels=16, num_outs=4, start_level=1),
+    test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(64, 64)),
+)
+"""
 
 
 def test_flex_cost_prints_flops_time_and_the_share_of_selection(capsys):
@@ -54,3 +89,142 @@ def test_rank_correlation():
     a = torch.tensor([[1.0, 5.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]])
     b = torch.tensor([[0.1, 0.3, 0.2, 0.4], [4.0, 3.0, 2.0, 1.0]])
     torch.testing.assert_close(tool.rank_correlation(a, b), torch.tensor([1.0, -1.0]).double())
+
+
+def flex_config(base: Path, text: str, folder: Path) -> tuple[Path, Path]:
+    """A config with other parts, and a checkpoint of random weights."""
+    path = folder / 'flex.py'
+    path.write_text(f"_base_ = '{base}'\n{text}")
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'flex.pth')
+    return path, folder / 'flex.pth'
+
+
+def watch_selections(monkeypatch, shape: tuple[int, int]) -> list[np.ndarray]:
+    """The cells that selectors choose from now on."""
+    chosen, forward = [], TokenSelector.forward
+
+    def watched(self, *args):
+        selection = forward(self, *args)
+        chosen.append(selection.mask(shape)[0].numpy())
+        return selection
+
+    monkeypatch.setattr(TokenSelector, 'forward', watched)
+    return chosen
+
+
+def panels_of(path: Path, panel: tuple[int, int], counts: list[int]) -> list[list[np.ndarray]]:
+    """The panels of a drawing, row by row, without captions; it must have the size of so many panels."""
+    drawing = cv2.imread(str(path)).astype(float)
+    height, width = panel
+    row_height = CAPTION_HEIGHT + height
+    assert drawing.shape == (
+        len(counts) * (row_height + GAP) - GAP,
+        max(counts) * (width + GAP) - GAP,
+        3,
+    )
+    tops = [i * (row_height + GAP) + CAPTION_HEIGHT for i in range(len(counts))]
+    lefts = [i * (width + GAP) for i in range(max(counts))]
+    return [
+        [drawing[top : top + height, left : left + width] for left in lefts[:count]] for top, count in zip(tops, counts)
+    ]
+
+
+def bright_cells(panel: np.ndarray, picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which cells of a panel are as bright as in the picture; all others must be dimmed."""
+    means = []
+    for image in (panel, picture):
+        rows = np.split(image, shape[0])
+        means.append(np.array([[cell.mean() for cell in np.split(row, shape[1], axis=1)] for row in rows]))
+    ratio = means[0] / means[1]
+    assert np.all((ratio > 0.95) | (ratio < 0.4))
+    return ratio > 0.95
+
+
+def test_flex_cells_draws_what_each_layer_selected(det_config, mini_data, tmp_path, monkeypatch, capsys):
+    config, checkpoint = flex_config(det_config, BACKBONE + WITH_NECK, tmp_path)
+    chosen = watch_selections(monkeypatch, (3, 4))
+    run_tool('analysis/flex_cells', config, checkpoint, '--images', 2, '--out-dir', tmp_path / 'cells')
+    images = sorted((mini_data / 'coco/val2017').iterdir())[:2]
+    drawings = [tmp_path / 'cells' / image.name for image in images]
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(drawing) for drawing in drawings]
+    assert sorted((tmp_path / 'cells').iterdir()) == drawings
+    assert len(chosen) == 2 * 5
+    for image, drawing in zip(images, drawings):
+        panels = panels_of(drawing, (240, 320), [4, 3])  # 3 layers of FlexViT, 2 of the neck
+        expected = cv2.resize(cv2.imread(str(image)), (320, 240), interpolation=cv2.INTER_CUBIC)
+        for picture, *layers in panels:
+            assert np.abs(picture - expected).mean() < 3
+            for layer in layers:
+                cells = chosen.pop(0)
+                assert 0 < cells.sum() < cells.size
+                np.testing.assert_array_equal(bright_cells(layer, picture, (3, 4)), cells)
+
+
+def test_flex_cells_draws_each_crop_of_a_given_picture(seg_config, mini_data, tmp_path, monkeypatch):
+    config, checkpoint = flex_config(seg_config, BACKBONE + ON_CROPS, tmp_path)
+    image = sorted((mini_data / 'ade/ADEChallengeData2016/images/validation').iterdir())[-1]
+    chosen = watch_selections(monkeypatch, (2, 2))
+    run_tool('analysis/flex_cells', config, checkpoint, image, '--out-dir', tmp_path / 'cells')
+    assert list((tmp_path / 'cells').iterdir()) == [tmp_path / 'cells' / image.name]
+    panels = panels_of(tmp_path / 'cells' / image.name, (PANEL_SIZE, PANEL_SIZE), [4] * 4)
+    for picture, *layers in panels:
+        for layer in layers:
+            np.testing.assert_array_equal(bright_cells(layer, picture, (2, 2)), chosen.pop(0))
+    assert not chosen
+
+
+@pytest.mark.parametrize(
+    ('network', 'levels', 'first', 'cell'),
+    [
+        (FlexViT(SMALL, 8, 64, zoom=3, num_plain_layers=2, cell_size=1), None, 3, (24, 24)),
+        # 45 rows are 6 tokens of stride 8 and 3 of stride 16, whose cells are two high.
+        (FlexAttentionNeck(16, 1, 0, num_heads=2, cell_size=2), [(6, 9), (3, 5)], 2, (30, 280 / 9)),
+    ],
+    ids=['backbone', 'neck'],
+)
+def test_recorder_numbers_the_layers_and_measures_the_cells(network, levels, first, cell):
+    tool = load_tool('analysis/flex_cells')
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Identity() if levels else network
+            self.neck = network
+
+        def forward(self, x):
+            x = self.backbone(x)
+            return self.neck([torch.randn(1, 16, *level) for level in levels]) if levels else x
+
+    model = Model().eval()
+    recorder = tool.Recorder(model)
+    x = torch.randn(1, 3, 45, 70)
+    with torch.no_grad():
+        model(x)
+        model(x)
+    assert len(recorder.views) == 2
+    for view in recorder.views:
+        assert view.network == type(network).__name__
+        assert list(view.layers) == list(range(first, len(network.blocks) + 1))
+        assert view.cell == pytest.approx(cell)
+        for cells in view.layers.values():  # they cover the image, and there are no more of them than that takes
+            assert all(side * n >= size > side * (n - 1) for side, n, size in zip(cell, cells.shape, (45, 70)))
+
+
+def test_flex_cells_refuses(det_config, mini_data, tmp_path, capsys):
+    def refused(config, *args) -> str:
+        with pytest.raises(SystemExit) as exit_info:
+            run_tool('analysis/flex_cells', config, checkpoint, *args)
+        assert exit_info.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    config, checkpoint = flex_config(det_config, BACKBONE + WITH_NECK, tmp_path)
+    line = refused(det_config)
+    assert line.startswith('error: the model has no FlexAttention; give the config of')
+    image = next((mini_data / 'coco/val2017').iterdir())
+    assert 'would overwrite' in refused(config, image, '--out-dir', image.parent)
+    assert 'would overwrite' in refused(config, image, image, '--out-dir', tmp_path)
+    assert 'is no picture that OpenCV reads; the order is CONFIG CHECKPOINT IMAGE' in refused(config, config)
+    assert "'none.jpg' does not exist" in refused(config, 'none.jpg')

@@ -11,9 +11,9 @@ Example:
 """
 
 import argparse
-import ctypes
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +23,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # measure.py lies beside this
+
+from measure import default_device, parse_device, parse_size, peak_memory, times_in_turn
 
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
@@ -64,47 +68,6 @@ def flops(step: Callable) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
-
-
-def peak_memory(step: Callable, device: torch.device) -> float:
-    """Largest memory of a step above what was held before, in MiB; not a number where it cannot be told."""
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:  # what Linux and glibc offer
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed but the process still holds would be used first
-        Path('/proc/self/clear_refs').write_text('5')  # start the peak anew
-        before = _status_kib('VmRSS')
-        step()
-        return (_status_kib('VmHWM') - before) / 2**10
-    except (AttributeError, OSError):
-        return float('nan')
-
-
-def _status_kib(key: str) -> int:
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def times_in_turn(steps: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each step, round by round, after one round to warm up."""
-    times = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            _wait(device)
-            start = time.perf_counter()
-            step()
-            _wait(device)
-            if i > 0:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
 
 
 def print_costs(args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]) -> None:
@@ -171,12 +134,6 @@ def print_overhead(args: argparse.Namespace, network: FlexViT, batch: int, size:
     )
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``800x1344`` as height and width."""
-    height, width = text.split('x')
-    return int(height), int(width)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--batches', type=int, nargs='+', default=(1,), help='images a batch; default: 1')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds; default: 5')
     parser.add_argument('--amp', action='store_true', help='half precision, on a GPU')
-    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)

@@ -13,7 +13,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
-from ...ops.selective_scan import BACKENDS, selective_scan
+from ...ops.depthwise_conv import is_traced
+from ...ops.selective_scan import BACKENDS, check_finite, selective_scan, unavailable_reason
 from ...registry import MODELS
 from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
 from .sequence_backbone import SequenceBackbone
@@ -112,7 +113,11 @@ class Mixer(nn.Module):
             self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) → (B, L, C)."""
+        """(B, L, C) → (B, L, C).
+
+        Raises:
+            FloatingPointError: On a CPU, if the state of the scan is lost to NaN or infinity.
+        """
         u, gate = self.in_proj(x).chunk(2, -1)  # (B, L, D)
         u = F.silu(self.conv1d(u))
         dt, weights = self.x_proj(u).split((self.dt_proj.in_features, 2 * len(self.freq)), -1)
@@ -123,7 +128,11 @@ class Mixer(nn.Module):
         delta = at_least_float32(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias
         delta = F.softplus(delta) / self.delta_scale
         A = -at_least_float32(self.A_log).exp()
-        y = selective_scan(u.mT, delta.mT, A, B.mT, C.mT, backend=self.scan_backend)  # (B, D, L)
+        scanned = (u.mT, delta.mT, A, B.mT, C.mT)
+        y = selective_scan(*scanned, backend=self.scan_backend)  # (B, D, L)
+        # A state that is lost stays so to the end. A GPU would have to wait: there, anomaly mode tells the place.
+        if y.device.type == 'cpu' and not is_traced() and not y[..., -1:].isfinite().all():
+            check_finite(y, *scanned)
         y = group_rms_norm(y.mT, self.group_norm_size)
         y = (y + self.D * u) * F.silu(at_least_float32(gate))
         return self.out_proj(y.to(x.dtype))
@@ -213,6 +222,11 @@ class DefocusMamba(SequenceBackbone):
             raise UserError(
                 f'DefocusMamba has no scan_backend {scan_backend!r}{nearest(scan_backend, BACKENDS)}; set '
                 f"`scan_backend` to 'auto' or one of {BACKENDS}"
+            )
+        reason = None if scan_backend == 'auto' else unavailable_reason(scan_backend)
+        if reason:
+            raise UserError(
+                f"DefocusMamba: `scan_backend` is {scan_backend!r}, which cannot run here: {reason}; set it to 'auto'"
             )
         released = (384, 7.13, 2.67) if arch == 'large' else (224, 20.0, 4.57)
         pretrain_size, rope_scale, delta_scale = (

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.selective_scan.common import no_autocast
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
 from .sequence_backbone import SequenceBackbone
@@ -77,7 +78,7 @@ class Retention(nn.Module):
         """(B, L, C) → (B, L, C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
         q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             out = chunkwise_retention(q, k, v, self.bandpass.rate())
         out = group_rms_norm(out.transpose(1, 2), out.shape[-1]).flatten(2)
         return self.proj(out.to(x.dtype) * F.silu(self.gate(x)))

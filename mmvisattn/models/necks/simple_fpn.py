@@ -96,5 +96,5 @@ class SimpleFPN(BaseModule):
             for level, lateral_conv, fpn_conv in zip(self.levels, self.lateral_convs, self.fpn_convs)
         ]
         while len(outs) < self.num_outs:
-            outs.append(outs[-1][..., ::2, ::2])
+            outs.append(outs[-1][..., ::2, ::2].contiguous())  # heads of DETR make a view of it
         return tuple(outs)

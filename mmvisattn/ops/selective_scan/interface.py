@@ -41,14 +41,19 @@ def available_backends() -> dict[str, str | None]:
     Returns:
         dict[str, str | None]: For each backend None where it is available, otherwise the reason why it is not.
     """
-    return {name: _UNAVAILABLE_REASON[name]() for name in BACKENDS}
+    return {name: unavailable_reason(name) for name in BACKENDS}
+
+
+def unavailable_reason(backend: str) -> str | None:
+    """Why a backend, one of ``BACKENDS``, cannot run here; None where it can. Builds the CPU kernel if asked for it."""
+    return _UNAVAILABLE_REASON[backend]()
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'auto') -> Tensor:
     """Selective scan with the state in float32 (float64 where an input is), differentiable in all five inputs.
 
     Inputs may have different floating point types and any strides; time-major memory is the fastest (see the package).
-    Under ``torch.autograd.set_detect_anomaly`` a NaN or infinity is reported with its place.
+    NaN and infinity spread as in any operator; under ``torch.autograd.set_detect_anomaly`` they are an error.
 
     Args:
         u (Tensor): Input sequence (B, D, L).
@@ -65,7 +70,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
     Raises:
         ValueError: If shapes, types or devices do not fit each other, or the backend is unknown or for another device.
         RuntimeError: If the backend is not available on this machine.
-        FloatingPointError: In anomaly mode, if the result is not finite.
+        FloatingPointError: In anomaly mode, if the result is not finite; see :func:`check_finite`.
     """
     _check_inputs(u, delta, A, B, C)
     unsupported = mamba_backend.unsupported_reason(u, delta, A, B, C, state=A.shape[1])
@@ -77,8 +82,33 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
     module = mamba_backend if backend == 'mamba_ssm' else reference
     y = module.selective_scan(u, delta, A, B, C)
     if torch.is_anomaly_enabled():
-        _check_finite(y, u, delta, A, B, C)
+        check_finite(y, u, delta, A, B, C)
     return y
+
+
+def check_finite(y: Tensor, *inputs: Tensor) -> None:
+    """Name the first place in time where the result of a scan is not finite, and what went in there.
+
+    Args:
+        y (Tensor): The result (B, D, L).
+        *inputs (Tensor): The five inputs.
+
+    Raises:
+        FloatingPointError: If a value is NaN or infinite.
+    """
+    for name, x in zip(('u', 'delta', 'A', 'B', 'C'), inputs):
+        if not x.isfinite().all():
+            place = (~x.isfinite()).nonzero()[0].tolist()
+            raise FloatingPointError(f'selective_scan: {name} is not finite at index {place}')
+    bad = (~y.isfinite()).nonzero()
+    if len(bad):
+        b, d, t = bad[bad[:, 2].argmin()].tolist()
+        u, delta, A = inputs[:3]
+        raise FloatingPointError(
+            f'selective_scan: the state is not finite from step {t} on in batch element {b}, channel {d}: the result '
+            f'is {y[b, d, t].item()}, u {u[b, d, t].item():.3g}, delta {delta[b, d, t].item():.3g}, largest A '
+            f'{A[d].max().item():.3g}; all inputs are finite, so the state has overflowed'
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -111,23 +141,6 @@ def _check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
             )
 
 
-def _check_finite(y: Tensor, *inputs: Tensor) -> None:
-    """Name the first place in time where the result is not finite, and what went in there."""
-    for name, x in zip(('u', 'delta', 'A', 'B', 'C'), inputs):
-        if not x.isfinite().all():
-            place = (~x.isfinite()).nonzero()[0].tolist()
-            raise FloatingPointError(f'selective_scan: {name} is not finite at index {place}')
-    bad = (~y.isfinite()).nonzero()
-    if len(bad):
-        b, d, t = bad[bad[:, 2].argmin()].tolist()
-        u, delta, A = inputs[:3]
-        raise FloatingPointError(
-            f'selective_scan: the state is not finite from step {t} on in batch element {b}, channel {d}: the result '
-            f'is {y[b, d, t].item()}, u {u[b, d, t].item():.3g}, delta {delta[b, d, t].item():.3g}, largest A '
-            f'{A[d].max().item():.3g}; all inputs are finite, so the state has overflowed'
-        )
-
-
 # ------------------------------------------------------------------------------------------------------------- choosing
 
 
@@ -146,7 +159,7 @@ def _choose_backend(backend: str, device_type: str, mamba_unsupported: str | Non
             f"selective_scan: backend {backend!r} takes tensors on '{device}', these are on '{device_type}'; "
             "move them or use backend='auto'"
         )
-    reason = _UNAVAILABLE_REASON[backend]()
+    reason = unavailable_reason(backend)
     if reason:
         raise RuntimeError(f"selective_scan: backend {backend!r} is not available here: {reason}; use backend='auto'")
     if backend == 'mamba_ssm' and mamba_unsupported:
@@ -156,10 +169,10 @@ def _choose_backend(backend: str, device_type: str, mamba_unsupported: str | Non
 
 def _fastest_backend(device_type: str, fits_mamba: bool) -> str:
     if device_type == 'cpu':
-        return 'torch' if _UNAVAILABLE_REASON['cpu']() else 'cpu'
+        return 'torch' if unavailable_reason('cpu') else 'cpu'
     if device_type != 'cuda':
         return 'torch'
-    available = [name for name in ('triton', 'mamba_ssm') if _UNAVAILABLE_REASON[name]() is None]
+    available = [name for name in ('triton', 'mamba_ssm') if unavailable_reason(name) is None]
     if not fits_mamba and 'mamba_ssm' in available:
         available.remove('mamba_ssm')
     if len(available) == 2:
@@ -218,7 +231,7 @@ def _forward(
     with no_autocast(u.device):
         y, states = _KERNELS[backend].forward(u, delta, A, B, C, save_states)
     if torch.is_anomaly_enabled():
-        _check_finite(y, u, delta, A, B, C)
+        check_finite(y, u, delta, A, B, C)
     return y, states
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmvisattn.models.backbones import DefocusMamba
 from mmvisattn.models.backbones import defocus_mamba as module
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
 from mmvisattn.models.layers.patch_sequence import to_sequence
+from mmvisattn.ops.selective_scan import mamba_backend
 from tests.golden import golden_image, load, load_golden_weights
 
 SMALL = dict(embed_dims=64, depth=2, d_inner=128, d_state=16, dt_rank=4, group_norm_size=64)
@@ -149,6 +151,7 @@ def test_detector_names_shapes_and_number_of_parameters(arch, file, num_params):
     'arch, file',
     [
         ('small', 'defocus_small_depth24_rank48_cls_keys'),
+        (dict(DefocusMamba.arch_settings['small'], dt_rank=24), 'defocus_small_depth24_rank24_cls_keys'),
         ('base', 'defocus_base_cls_keys'),
         ('large', 'defocus_large_cls_keys'),
         ('large', 'defocus_large_22k_cls_keys'),
@@ -247,15 +250,17 @@ def test_wrong_argument_is_answered(argument, message):
         DefocusMamba(**dict(arch=SMALL) | argument)
 
 
-def test_backend_of_another_device_is_refused():
-    net = DefocusMamba(SMALL, scan_backend='mamba_ssm')
-    with pytest.raises(ValueError, match="mamba_ssm.*backend='auto'"):
-        net(torch.randn(1, 3, 32, 32))
+def test_backend_that_cannot_run_here_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mamba_ssm', None)
+    mamba_backend.unavailable_reason.cache_clear()
+    with pytest.raises(UserError, match="`scan_backend` is 'mamba_ssm', which cannot run here: .*; set it to 'auto'"):
+        DefocusMamba(SMALL, scan_backend='mamba_ssm')
+    mamba_backend.unavailable_reason.cache_clear()
 
 
 def test_place_where_the_state_is_lost_is_told():
     net = DefocusMamba(SMALL, token_order='raster')
     with torch.no_grad():
         net.blocks[1].mixer.A_log[5] = float('nan')
-    with torch.autograd.set_detect_anomaly(True), pytest.raises(FloatingPointError, match=r'A is not finite.*5'):
+    with pytest.raises(FloatingPointError, match=r'A is not finite.*5'):
         net(torch.randn(1, 3, 32, 32))

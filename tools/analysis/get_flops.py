@@ -1,0 +1,217 @@
+"""Count the parameters, FLOPs and activations of networks, module by module, at any size of one image.
+
+FLOPs are those of matrix products and convolutions as torch's counter has them, two for a multiply-add, and of the
+operators that it does not know:
+
+- selective scan: seven for each step, channel and state entry (δ·A, its exponential, decay·h, the product with B and
+  its sum, the product with C and its sum) and one for each step and channel (δ·u), whatever backend computes it;
+- causal convolution of De-focus Mamba, computed as a sum of shifted maps: two for each tap;
+- weighted global context of FCViT: two for each element of the map for the similarity and two for the sum; computed as
+  it is, by products with block-diagonal matrices, it would count eight times as much;
+- deformable convolution: as a convolution of the same size.
+
+Norms, activation functions, softmax, pooling and interpolation do not count. Activations are the elements of what
+convolutions and linear layers put out.
+
+The forward runs on torch's meta device, which computes shapes alone: any size takes a moment. A network that acts on
+values, such as the second stage of a detector on its proposals, runs for real, on the CPU and with random weights.
+
+Examples:
+    python tools/analysis/get_flops.py configs/fcvit/fcvit-b12_fpn_4xb8-40k_ade20k-512x512.py --sizes 512x512
+    python tools/analysis/get_flops.py FCViT:b12 timm:convnext_tiny --depth 0 --sizes 512x512 800x1344
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from unittest import mock
+
+import networks  # first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
+import torch
+import torch.nn.functional as F
+import torchvision  # noqa: F401  registers torch.ops.torchvision
+from measure import parse_size
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvisattn import cli
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import fcvit
+from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
+
+
+def scan_flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args, **kwargs) -> int:
+    """FLOPs of a selective scan from the shapes of its inputs, u (B, D, L) and A (D, N)."""
+    return prod(u) * (7 * A[1] + 1)
+
+
+def deform_conv_flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[int], **kwargs) -> int:
+    """FLOPs of a deformable convolution with weights (C_out, C / groups, k, k)."""
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+OPERATORS = {
+    torch.ops.mmvisattn.selective_scan: scan_flops,
+    torch.ops.torchvision.deform_conv2d: deform_conv_flops,
+}
+# FLOPs and activations of a module without those of the modules in it, where operators do not tell; from its input.
+FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Tensor], tuple[int, int]]] = {
+    CausalDepthwiseConv1d: lambda conv, x: (2 * conv.kernel_size[0] * x.numel(), x.numel()),
+    fcvit.GlobalContext: lambda context, x: (4 * x.numel(), 0),
+}
+LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+class CostCounter(TorchFunctionMode):
+    """Counts, while it is active, what the forward of a network costs.
+
+    ``flops`` and ``activations`` are by the name of a module, all that lies in it included; ``''`` is the network.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self.activations: Counter[str] = Counter()
+        self.operators = FlopCounterMode(display=False, custom_mapping=OPERATORS)
+        self.running = [('', network)]  # the innermost last
+        self.settled = 0
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(partial(self._enter, name))
+            module.register_forward_hook(partial(self._leave, name))
+
+    def __enter__(self) -> 'CostCounter':
+        self.operators.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self.operators.__exit__(*error)
+        self._settle()
+
+    def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        """Note what a layer puts out."""
+        out = function(*args, **(kwargs or {}))
+        if function in LAYERS:
+            self._add(0, out.numel())
+        elif function is F.multi_head_attention_forward:  # the four linear layers in it are not seen
+            query, key, value = args[:3]
+            self._add(0, 2 * query.numel() + key.numel() + value.numel())
+        return out
+
+    def _enter(self, name: str, module: nn.Module, inputs: tuple) -> None:
+        self._settle()
+        self.running.append((name, module))
+
+    def _leave(self, name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        self._settle()
+        if type(module) in FORMULAS:
+            self._add(*FORMULAS[type(module)](module, inputs[0]))
+        self.running.pop()
+
+    def _settle(self) -> None:
+        """Attribute the operators since the last time to the innermost module, unless it has a formula."""
+        flops = self.operators.get_total_flops()
+        if type(self.running[-1][1]) not in FORMULAS:
+            self._add(flops - self.settled, 0)
+        self.settled = flops
+
+    def _add(self, flops: int, activations: int) -> None:
+        parts = self.running[-1][0].split('.')
+        for owner in {'', *('.'.join(parts[: i + 1]) for i in range(len(parts)))}:
+            self.flops[owner] += flops
+            self.activations[owner] += activations
+
+
+@dataclass
+class Cost:
+    """What a forward of one image costs; see :class:`CostCounter`.
+
+    Args:
+        parameters: Number of parameters by name of module.
+        flops: FLOPs by name of module.
+        activations: Elements put out by layers, by name of module.
+        measured: Whether the forward ran for real.
+    """
+
+    parameters: dict[str, int]
+    flops: Counter[str]
+    activations: Counter[str]
+    measured: bool
+
+
+def count(name: str, size: tuple[int, int], part: str = 'model') -> Cost:
+    """Count what a network costs; the arguments are those of :func:`networks.build`."""
+    try:
+        return _count_on(torch.device('meta'), name, size, part)
+    except UserError:
+        raise
+    except Exception:  # whatever it is that shapes do not tell; what is wrong for another reason fails again
+        return _count_on(torch.device('cpu'), name, size, part)
+
+
+@torch.no_grad()
+def _count_on(device: torch.device, name: str, size: tuple[int, int], part: str) -> Cost:
+    with device:
+        torch.manual_seed(0)
+        network = networks.build(name, part, size).eval()
+        for module in network.modules():
+            if hasattr(module, 'scan_backend'):
+                module.scan_backend = 'torch'  # one operator to the counter, which some backends are not
+        inputs = networks.random_inputs(network, 1, size, device)
+        # In one piece: the outputs of the pieces would each count.
+        with mock.patch.object(fcvit, 'MAX_HIDDEN_BYTES', sys.maxsize), CostCounter(network) as counter:
+            network(*inputs)
+    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in network.named_modules()}
+    return Cost(parameters, counter.flops, counter.activations, device.type != 'meta')
+
+
+def table(costs: dict[tuple[int, int], Cost], depth: int) -> Iterator[str]:
+    """The lines of a table with one row a module, down to ``depth`` names below the network."""
+    columns = ''.join(f' GFLOPs, {height}×{width} | M activations |' for height, width in costs)
+    yield f'| module | M parameters |{columns}'
+    yield '|---|---|' + '---|---|' * len(costs)
+    parameters = next(iter(costs.values())).parameters
+    for name, number in parameters.items():
+        cells = [(cost.flops[name], cost.activations[name]) for cost in costs.values()]
+        if (name.count('.') + bool(name) <= depth) and (number or any(map(any, cells))):
+            figures = ''.join(f' {flops / 1e9:.3f} | {activations / 1e6:.2f} |' for flops, activations in cells)
+            yield f'| {name or "all"} | {number / 1e6:.3f} |{figures}'
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Count and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='+', metavar='NAME', help=networks.NAMES)
+    parser.add_argument(
+        '--sizes', type=parse_size, nargs='+', default=[(512, 512)], metavar='HxW', help='default: 512x512'
+    )
+    parser.add_argument(
+        '--part',
+        choices=networks.PARTS,
+        default='model',
+        help='what to count of a config; `neck` has the backbone with it; default: model',
+    )
+    parser.add_argument('--depth', type=int, default=1, help='levels of modules to list, 0 for the sum; default: 1')
+    args = parser.parse_args(argv)
+
+    for name in args.names:
+        costs = {size: count(name, size, args.part) for size in args.sizes}
+        print(f'\n{name}\n')
+        print('\n'.join(table(costs, args.depth)))
+        if any(cost.measured for cost in costs.values()):
+            print('\nCounted by a real forward of a random image, with random weights.')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,112 @@
+"""What the tools of this folder measure with: time and memory of several steps, side by side in one run."""
+
+import argparse
+import ctypes
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+
+import mmvisattn
+
+WARM_UP_ROUNDS = 2
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``800x1344`` as height and width."""
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not of the form HxW; give height and width in pixels, such as 800x1344'
+        )
+    height, width = text.split('x')
+    return int(height), int(width)
+
+
+def parse_count(text: str) -> int:
+    """An integer from 1."""
+    if not re.fullmatch(r'[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not an integer from 1')
+    return int(text)
+
+
+def parse_device(text: str) -> torch.device:
+    """A device that torch can compute on here."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f'torch knows no device {text!r}; give cpu, cuda or cuda:N') from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f'torch sees {torch.cuda.device_count() or "no"} GPU, not {text!r}; give cpu')
+    return device
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, otherwise the CPU."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> float:
+    """Largest memory of a step above what was held before, in MiB; not a number where it cannot be told."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:  # what Linux and glibc offer
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed but the process still holds would be used first
+        Path('/proc/self/clear_refs').write_text('5')  # start the peak anew
+        before = _status_kib('VmRSS')
+        step()
+        return (_status_kib('VmHWM') - before) / 2**10
+    except (AttributeError, OSError):
+        return float('nan')
+
+
+def _status_kib(key: str) -> int:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def times_in_turn(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step, round by round, A B C A B C …, so that a noisy machine hits all alike; warmed up."""
+    times = {name: [] for name in steps}
+    for i in range(WARM_UP_ROUNDS + rounds):
+        for name, step in steps.items():
+            _wait(device)
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            if i >= WARM_UP_ROUNDS:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """What figures depend on beside the networks: processor, threads, versions; and the date."""
+    return {
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor(),
+        'threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+        'mmvisattn': mmvisattn.__version__,
+        'date': time.strftime('%Y-%m-%d'),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return next(named, platform.processor() or platform.machine())
