@@ -64,9 +64,11 @@ def run(*command: str | Path) -> None:
     """Print and run a tool of this repository; stop with its status where it fails."""
     words = [str(word) for word in command]
     print(f'\n$ python {shlex.join(words)}', flush=True)
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env={**os.environ, **KEEP_MEMORY})
     try:
-        status = subprocess.run([sys.executable, *words], cwd=ROOT, env={**os.environ, **KEEP_MEMORY}).returncode
+        status = process.wait()
     except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reaches it too; it has the word first
         sys.exit('\nstopped; the same command goes on from the last checkpoint')
     if status:
         sys.exit(status)

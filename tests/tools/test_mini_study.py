@@ -8,7 +8,7 @@ from .conftest import load_tool
 
 study_tool = load_tool('analysis/mini_study')
 Study = study_tool.Study
-SIZES = ['model.backbone.arch.depth=1', 'model.backbone.arch.embed_dims=16', 'model.neck.in_channels=16']
+SIZES = ['model.backbone.arch.depth=2', 'model.backbone.arch.embed_dims=16', 'model.neck.in_channels=16']
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_a_study_trains_each_variant_once_and_prints_the_table(study, tmp_path, 
 
 
 def test_a_training_that_fails_stops_the_study(study, tmp_path, monkeypatch):
-    monkeypatch.setitem(study.variants, 'neither', ['model.backbone.arch.depth=0.5'])
+    monkeypatch.delitem(study.variants, 'decay and rotation')
+    monkeypatch.setitem(study.variants, 'neither', ['model.backbone.decy=False'])
     with pytest.raises(SystemExit, match="'neither', seed 0: status .*log.txt; the same command goes on"):
         study_tool.main(['filter', '--seeds', '0', '--jobs', '2', '--work-dir', str(tmp_path / 'studies')])

@@ -44,6 +44,8 @@ class Study:
     data: list[str] = field(default_factory=lambda: ['data/mini'])
 
 
+# A job has one core, which loads its pictures too.
+ONE_PROCESS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -55,6 +57,10 @@ STUDIES = {
             'neither': ['model.backbone.decay=False', 'model.backbone.rotation=False'],
         },
         metrics={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
+        options=[
+            *('train_cfg.max_iters=300', 'train_cfg.val_interval=300', 'param_scheduler.1.end=300'),
+            *ONE_PROCESS,
+        ],
     ),
 }
 
