@@ -71,21 +71,19 @@ def short(length: int, unit: str) -> list[str]:
     ]
 
 
-def small(place: int) -> list[str]:
-    """Pictures of 192×160 pixels, for configs that enlarge them more; ``place`` is that of Resize in the tests."""
-    places = dict(train=2, val=place, test=place)
-    return [f'{name}_dataloader.dataset.pipeline.{i}.scale=(192,160)' for name, i in places.items()]
-
-
-SMALL_DETECTOR = small(place=2)
-SMALL_SEGMENTOR = [*small(place=1), 'model.data_preprocessor.size=(160,192)']
+# Pictures of 192×160 pixels, for configs that enlarge them more.
+SMALL_DETECTOR = [
+    f'{name}_dataloader.dataset.pipeline.{place}.scale=(192,160)'
+    for name, place in dict(train=2, val=1, test=1).items()
+]
+SMALL_SEGMENTOR = [*SMALL_DETECTOR, 'model.data_preprocessor.size=(160,192)']
 
 
 @pytest.mark.parametrize(
     ('config', 'epochs', 'box', 'mask'),
     [
         ('mask-rcnn_fcvit-mini_fpn_coco', 8, 0.3, 0.04),
-        ('mask-rcnn_defocus-mamba-mini_simple-fpn_coco', 8, 0.1, 0.04),
+        ('mask-rcnn_defocus-mamba-mini_simple-fpn_coco', 8, 0.15, 0.02),
     ],
 )
 def test_mask_rcnn_learns(data, tmp_path, config, epochs, box, mask):
@@ -96,7 +94,7 @@ def test_mask_rcnn_learns(data, tmp_path, config, epochs, box, mask):
     assert scalars[-1]['loss_mask'] < 0.8 * scalars[0]['loss_mask']
     # An untrained detector finds nothing.
     assert metrics['coco/bbox_mAP_50'] > box, metrics
-    assert metrics['coco/segm_mAP_50'] > mask
+    assert metrics['coco/segm_mAP_50'] > mask, metrics
 
 
 @pytest.mark.parametrize('config', ['fcvit-mini_fpn_ade20k', 'defocus-retnet-mini_upernet_ade20k'])
