@@ -14,7 +14,7 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     """Report what a checkpoint of a whole detector or segmentor will fill, just before mmengine loads it.
 
     Weights under ``model`` or at the top of the file, as some authors keep them, are put under ``state_dict``, where
-    mmengine looks for them, and the names that authors gave to parts of our networks are made ours.
+    mmengine looks for them, and what authors call or shape otherwise in parts of our networks is made ours.
 
     Args:
         model: The model, also inside a wrapper for several processes or for test-time augmentation.
@@ -36,7 +36,8 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
             f'{list(given)[:3]}, the model such as {list(expected)[:3]}; give a checkpoint of this config'
         )
     log_report(report, source)
-    if weights.keys() != checkpoint.get('state_dict', {}).keys():
+    kept = checkpoint.get('state_dict', {})  # with the versions of its modules, so left alone where it fits as it is
+    if weights.keys() != kept.keys() or any(weights[key] is not value for key, value in kept.items()):
         checkpoint['state_dict'] = weights
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmvisattn.engine import CheckpointReportHook
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusMamba
+from mmvisattn.models.backbones import DefocusMamba, FlexViT
 
 
 class BaseModelOf(BaseModel):
@@ -66,3 +66,11 @@ def test_names_that_authors_gave_to_parts_are_made_ours():
     checkpoint = {'state_dict': weights}
     CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
     torch.testing.assert_close(checkpoint['state_dict'], dict(model.state_dict()))
+
+
+def test_what_a_part_resamples_is_what_mmengine_loads():
+    arch = dict(embed_dims=8, depth=2, num_heads=2, mlp_ratio=2)
+    model, other = (nn.ModuleDict(dict(backbone=FlexViT(arch, pretrain_size=size))) for size in (32, 64))
+    checkpoint = {'state_dict': other.state_dict()}
+    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    model.load_state_dict(checkpoint['state_dict'])
