@@ -14,7 +14,7 @@ model = dict(
         patch_size=8,
         pretrain_size=128,
         num_plain_layers=2,
-        cell_size=2,
+        cell_size=1,
         drop_path_rate=0.1,
         init_cfg=None,
     ),

@@ -7,28 +7,47 @@ import pytest
 from .conftest import load_tool
 
 study_tool = load_tool('analysis/mini_study')
-Study = study_tool.Study
+ADE, COCO = 'ade/ADEChallengeData2016', 'coco/'
 SIZES = ['model.backbone.arch.depth=2', 'model.backbone.arch.embed_dims=16', 'model.neck.in_channels=16']
+
+
+def shrink(stage, data, options):
+    """A stage on other data, of two steps."""
+    root = ADE if 'ade20k' in stage.config else COCO
+    options = [
+        *(*options, 'train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=1'),
+        *(f'{name}_dataloader.dataset.data_root={data / root}/' for name in ('train', 'val')),
+        *(f'{name}_dataloader.num_workers=0' for name in ('train', 'val')),
+        *(f'{name}_dataloader.persistent_workers=False' for name in ('train', 'val')),
+    ]
+    if root == ADE:
+        options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    else:
+        options += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+        options += [f'val_evaluator.ann_file={data}/coco/annotations/instances_val2017.json']
+    return dataclasses.replace(stage, options=options)
+
+
+def shrink_study(name, tmp_path, monkeypatch, options=()):
+    """A study with few scenes and two steps."""
+    data = tmp_path / 'mini'
+    study = study_tool.STUDIES[name]
+    study = dataclasses.replace(
+        study,
+        variants=dict(study.variants),
+        stages=[shrink(stage, data, options) for stage in study.stages],
+        data=[str(data), '--train', '4', '--val', '2'],
+    )
+    monkeypatch.setitem(study_tool.STUDIES, name, study)
+    return study
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """The study of the filter with a tiny network, few scenes and two steps."""
-    data = tmp_path / 'mini'
-    root = data / 'ade/ADEChallengeData2016'
-    study = study_tool.STUDIES['filter']
-    study = dataclasses.replace(
-        study,
-        variants={name: study.variants[name] for name in ('decay and rotation', 'neither')},
-        options=[
-            *(*SIZES, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2'),
-            *(f'{name}_dataloader.dataset.data_root={root}' for name in ('train', 'val')),
-            *(f'{name}_dataloader.num_workers=0' for name in ('train', 'val')),
-            *(f'{name}_dataloader.persistent_workers=False' for name in ('train', 'val')),
-        ],
-        data=[str(data), '--train', '4', '--val', '2'],
-    )
-    monkeypatch.setitem(study_tool.STUDIES, 'filter', study)
+    """The study of the filter with a tiny network."""
+    study = shrink_study('filter', tmp_path, monkeypatch, SIZES)
+    for name in ('decay', 'rotation'):
+        del study.variants[name]
     return study
 
 
@@ -53,6 +72,27 @@ def test_a_study_trains_each_variant_once_and_prints_the_table(study, tmp_path, 
 
 def test_a_training_that_fails_stops_the_study(study, tmp_path, monkeypatch):
     monkeypatch.delitem(study.variants, 'decay and rotation')
-    monkeypatch.setitem(study.variants, 'neither', ['model.backbone.decy=False'])
+    monkeypatch.setitem(study.variants, 'neither', study_tool.Variant(['model.backbone.decy=False']))
     with pytest.raises(SystemExit, match="'neither', seed 0: status .*log.txt; the same command goes on"):
         study_tool.main(['filter', '--seeds', '0', '--jobs', '2', '--work-dir', str(tmp_path / 'studies')])
+
+
+def test_a_study_of_two_stages_starts_from_the_weights_of_the_first(tmp_path, monkeypatch, capsys):
+    study = shrink_study('neck', tmp_path, monkeypatch)
+    study_tool.main(['neck', '--seeds', '3', '--jobs', '1', '--work-dir', str(tmp_path / 'studies')])
+    printed = capsys.readouterr().out
+    commands = re.findall(r'^\$ python tools/train.py .*$', printed, re.M)
+    assert len(commands) == 3  # the segmentor once: it is the same for both variants
+    folder = tmp_path / 'studies/neck'
+    start = f'load_from={folder}/stage_1/seed0/iter_2.pth'
+    assert start in commands[1] and start in commands[2] and 'load_from' not in commands[0]
+    assert 'fcvit-mini_fpn_flexattention' in commands[2] and 'fcvit-mini_fpn_flexattention' not in commands[1]
+    log = (folder / 'FPN_FlexAttentionNeck/seed3/log.txt').read_text()
+    assert f'Loads checkpoint by local backend from path: {folder}/stage_1/seed0/iter_2.pth' in log
+    rows = [line.split(' | ') for line in printed.splitlines() if line.startswith('| FPN')]
+    flops = [int(row[-1].removesuffix(' |')) for row in rows]
+    assert len(flops) == len(study.variants) and 0 < flops[0] < flops[1]
+    # What was stopped half-way goes on from its own checkpoint, not from the first stage's again.
+    (folder / 'FPN/seed3/result.json').unlink()
+    again = study_tool.plan(study, 3, folder)['FPN'][-1].command()
+    assert '--resume' in again and not any('load_from' in word for word in again)

@@ -25,6 +25,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -43,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import fcvit
+from mmvisattn.models.backbones import defocus_vit, fcvit
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
 
 
@@ -90,12 +91,19 @@ class CostCounter(TorchFunctionMode):
             module.register_forward_hook(partial(self._leave, name))
 
     def __enter__(self) -> 'CostCounter':
+        self.forms = ExitStack()
+        # In one piece: the outputs of the pieces would each count.
+        self.forms.enter_context(mock.patch.object(fcvit, 'MAX_HIDDEN_BYTES', sys.maxsize))
+        # Of fused attention the keys would count that a causal network does not see.
+        blockwise = mock.patch.object(defocus_vit, 'filtered_attention', defocus_vit.blockwise_attention)
+        self.forms.enter_context(blockwise)
         self.operators.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
         super().__exit__(*error)
         self.operators.__exit__(*error)
+        self.forms.close()
         self._settle()
 
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
@@ -168,8 +176,7 @@ def _count_on(device: torch.device, name: str, size: tuple[int, int], part: str)
             if hasattr(module, 'scan_backend'):
                 module.scan_backend = 'torch'  # one operator to the counter, which some backends are not
         inputs = networks.random_inputs(network, 1, size, device)
-        # In one piece: the outputs of the pieces would each count.
-        with mock.patch.object(fcvit, 'MAX_HIDDEN_BYTES', sys.maxsize), CostCounter(network) as counter:
+        with CostCounter(network) as counter:
             network(*inputs)
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in network.named_modules()}
     return Cost(parameters, counter.flops, counter.activations, device.type != 'meta')

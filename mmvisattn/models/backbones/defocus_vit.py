@@ -7,15 +7,58 @@ al., 2024). There is no released code of this form: it is built from the paper's
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...ops.depthwise_conv import is_traced
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock
 from .sequence_backbone import SequenceBackbone
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
-QUERY_BLOCK = 256
+QUERY_BLOCK = 128
+# Largest exponent of a factor of the decay: the product with a query or key must stay in the range of float32.
+MAX_EXPONENT = 60.0
+
+
+def filtered_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, causal: bool = True) -> Tensor:
+    """``softmax(e^{λ|t−s|} · <q_t, k_s>) · v_s`` in memory linear in the length of the sequence.
+
+    Args:
+        q: Scaled queries, (B, heads, L, d).
+        k: Keys, (B, heads, L, d).
+        v: Values, (B, heads, L, d).
+        rate: λ of each head, (heads,), or None for no decay.
+        causal: Hide keys after the query.
+
+    Returns:
+        (B, heads, L, d).
+    """
+    if rate is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
+    if causal and _can_be_folded(q, rate):
+        return folded_attention(q, k, v, rate)
+    return blockwise_attention(q, k, v, rate, causal)
+
+
+def _can_be_folded(q: Tensor, rate: Tensor) -> bool:
+    # It depends on a value, which a graph cannot, and float16 has too small a range.
+    if is_traced() or q.device.type == 'meta' or q.dtype == torch.float16:
+        return False
+    return rate.detach().amin().item() * q.shape[-2] / 2 >= -MAX_EXPONENT
+
+
+def folded_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    """Causal :func:`filtered_attention` by torch's fused attention.
+
+    Between a query and the keys before it ``e^{λ(t−s)} = e^{λ(t−m)} · e^{λ(m−s)}``, with m the middle of the sequence:
+    one factor goes to the query, the other to the key.
+    """
+    position = torch.arange(q.shape[-2], device=q.device) - (q.shape[-2] - 1) / 2
+    decay = (rate.view(-1, 1, 1) * position.unsqueeze(-1)).exp()  # (heads, L, 1)
+    q, k = (q * decay).to(q.dtype), (k / decay).to(k.dtype)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, start: int, causal: bool) -> Tensor:
@@ -47,8 +90,8 @@ def blockwise_attention(
 ) -> Tensor:
     """:func:`attend` for all queries, block by block, each computed again in the backward.
 
-    Memory grows with the length of the sequence and not with its square. Fused attention does not serve: it adds to
-    the logits, and the filter multiplies them.
+    Memory grows with the length of the sequence and not with its square. Fused attention does not serve any decay: it
+    adds to the logits, and the filter multiplies them.
 
     Args:
         q: Scaled queries, (B, heads, L, d).
@@ -93,7 +136,7 @@ class Attention(nn.Module):
         """(B, L, C) → (B, L, C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
         q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
-        out = blockwise_attention(q, k, v, self.bandpass.rate(), self.causal)
+        out = filtered_attention(q, k, v, self.bandpass.rate(), self.causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

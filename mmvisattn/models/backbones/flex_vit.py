@@ -38,7 +38,9 @@ class FlexViT(BaseBackbone):
         pretrain_size: Side in pixels of the images of pretraining, which gives the size of the position embedding;
             a multiple of ``patch_size``. Embeddings of other sizes are resampled on loading. Default: 224.
         zoom: How much the image is shrunk for the low-resolution map, an integer from 2. Default: 2.
-        num_plain_layers: Layers before the first hierarchical one, at least 1. Default: a quarter of all.
+        num_plain_layers: Layers before the first hierarchical one, at least 1. With as many as there are in all, the
+            network is a plain ViT, which with ``out_indices=(1,)`` does not look at the full image. Default: a quarter
+            of all.
         select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
             :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
         select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.25.
@@ -93,6 +95,7 @@ class FlexViT(BaseBackbone):
         self.patch_size = patch_size
         self.zoom = zoom
         self.num_plain_layers = num_plain_layers
+        self.low_only = num_plain_layers == depth and 0 not in self.out_indices
         self.cell_size = cell_size
         self.with_cp = with_cp
 
@@ -147,12 +150,13 @@ class FlexViT(BaseBackbone):
         x = F.pad(x, (0, -x.shape[-1] % step, 0, -x.shape[-2] % step))
 
         low = self.embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
-        high = self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)
-        low_grid, high_grid = tuple(low.shape[1:3]), tuple(high.shape[1:3])
+        high = None if self.low_only else self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)
+        low_grid = tuple(low.shape[1:3])
+        high_grid = tuple(n * self.zoom for n in low_grid)
         low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid)
 
         grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
-        cells = grid.split(high)  # (B, cells, t, C)
+        cells = None if high is None else grid.split(high)  # (B, cells, t, C)
         real = real_tokens(low_size, low_grid, x.device)
         for i, block in enumerate(self.blocks[self.num_plain_layers :], self.num_plain_layers + 1):
             selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real)
@@ -180,26 +184,32 @@ class FlexViT(BaseBackbone):
         grid = list(x.shape[1:3])
         return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
 
-    def forward_plain(self, low: Tensor, high: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward_plain(
+        self, low: Tensor, high: Tensor | None, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The layers before the first hierarchical one.
 
         Args:
             low: Low-resolution tokens, (B, N, C).
-            high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C).
+            high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
             grid: Hl and Wl, rows and columns of the low-resolution tokens.
 
         Returns:
-            The same two, and the relevance (B, N) that makes the first selection.
+            The same two, and the relevance (B, N) that makes the first selection, if there is one to be made.
         """
         with_cp = self.with_cp and self.training
-        window_grid = CellGrid(tuple(high.shape[1:3]), grid)
-        windows = window_grid.split(high).flatten(0, 1)  # (B·zoom², N, C)
-        relevance = None
+        windows = relevance = None
+        if high is not None:
+            window_grid = CellGrid(tuple(high.shape[1:3]), grid)
+            windows = window_grid.split(high).flatten(0, 1)  # (B·zoom², N, C)
         for i in range(self.num_plain_layers):
-            selects = grid if i == self.num_plain_layers - 1 else None
+            selects = grid if self.num_plain_layers == i + 1 < len(self.blocks) else None
             low, _, relevance = run_block(self.blocks[i], low, None, None, None, selects, with_cp=with_cp)
-            windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
-        return low, window_grid.join(windows.unflatten(0, (len(low), -1))), relevance
+            if windows is not None:
+                windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
+        if windows is not None:
+            high = window_grid.join(windows.unflatten(0, (len(low), -1)))
+        return low, high, relevance
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of timm's ViT and DeiT made ours.
@@ -276,10 +286,10 @@ def check_sizes(
             f'FlexViT: `zoom` is {zoom}; windows of the full image must be as large as the shrunk image, so it must be '
             'an integer from 2, such as 2 or 3'
         )
-    if not 1 <= num_plain_layers < depth:
+    if not 1 <= num_plain_layers <= depth:
         raise UserError(
             f'FlexViT: `num_plain_layers` is {num_plain_layers}, with {depth} layers in all; set it to a number from 1 '
-            f'(a plain layer makes the first selection) to {depth - 1} (a layer must be left to use it)'
+            f'(a plain layer makes the first selection) to {depth} (a plain ViT)'
         )
     if not isinstance(cell_size, int) or cell_size < 1:
         raise UserError(f'FlexViT: `cell_size` is {cell_size}; set it to a number of low-resolution tokens, from 1')

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusViT
-from mmvisattn.models.backbones.defocus_vit import blockwise_attention
+from mmvisattn.models.backbones import DefocusViT, defocus_vit
+from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention, folded_attention
 from mmvisattn.models.layers.patch_sequence import to_map
 from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, naive_attention, turned
 
@@ -24,6 +24,47 @@ def test_block_by_block_equals_the_whole_map(length, block, causal, decay):
     grad = torch.randn_like(out)
     tensors = [x for x in inputs if x is not None]
     torch.testing.assert_close(torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad))
+
+
+@pytest.mark.parametrize('length', [1, 37, 300])
+def test_fused_attention_equals_the_whole_map(length):
+    inputs = attention_inputs(length)
+    inputs[3].data.clamp_(min=-2 * defocus_vit.MAX_EXPONENT / length)  # up to the largest factor that is let through
+    out = filtered_attention(*inputs)
+    expected = naive_attention(*inputs, causal=True)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad))
+
+
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_fused_attention_in_lower_precision(dtype, rtol):
+    torch.manual_seed(0)
+    length = 256
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.double) for _ in range(3))
+    rate = torch.tensor([-2 * defocus_vit.MAX_EXPONENT / length, -0.05, -1e-4], dtype=torch.double)
+    out = folded_attention(q.to(dtype), k.to(dtype), v.to(dtype), rate.float())
+    expected = naive_attention(q.to(dtype).double(), k.to(dtype).double(), v.to(dtype).double(), rate, causal=True)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize('case', ['fast decay', 'not causal', 'float16', 'traced'])
+def test_what_fused_attention_cannot_do_goes_block_by_block(case, monkeypatch):
+    q, k, v, rate = attention_inputs(40)
+    calls = []
+    blockwise = lambda *args: (calls.append(1), blockwise_attention(*args))[1]  # noqa: E731
+    monkeypatch.setattr(defocus_vit, 'blockwise_attention', blockwise)
+    filtered_attention(q, k, v, rate)
+    assert not calls
+    if case == 'fast decay':
+        rate = torch.tensor([-1e3, -1e-6, -5.0], dtype=torch.double)
+    if case == 'float16':
+        q, k, v, rate = (x.detach().half() for x in (q, k, v, rate))
+    if case == 'traced':
+        monkeypatch.setattr(defocus_vit, 'is_traced', lambda: True)
+    out = filtered_attention(q, k, v, rate, case != 'not causal')
+    assert calls and out.isfinite().all()
 
 
 def test_fast_decay_gives_finite_gradients():

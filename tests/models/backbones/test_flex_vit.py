@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
@@ -64,17 +65,30 @@ def save(network: nn.Module, path) -> str:
 # What the network computes.
 
 
+@pytest.mark.parametrize('settings', [dict(select_ratio=0), dict(num_plain_layers=4)])
 @pytest.mark.parametrize('init_values', [None, 1.0])
-def test_without_selection_the_low_resolution_map_is_that_of_timms_vit(init_values, tmp_path):
+def test_without_selection_the_low_resolution_map_is_that_of_timms_vit(init_values, settings, tmp_path):
     vit = timm_vit(class_token=False, global_pool='avg', init_values=init_values)
     checkpoint = save(vit, tmp_path / 'vit.pth')
     network = FlexViT(
-        SMALL, 8, 64, select_ratio=0, out_indices=(1,), init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+        SMALL, 8, 64, **settings, out_indices=(1,), init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
     )
     network.init_weights()
     x = torch.randn(2, 3, 128, 128)
     expected = vit.forward_features(F.avg_pool2d(x, 2)).transpose(1, 2).unflatten(2, (8, 8))
     torch.testing.assert_close(network.eval()(x)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_vit_costs_no_more_than_one():
+    network = build(num_plain_layers=4, out_indices=(1,)).float()
+    vit = timm_vit(class_token=False, global_pool='avg', dynamic_img_size=True)
+    counts = []
+    for step in (lambda x: network(x)[0], lambda x: vit.forward_features(F.avg_pool2d(x, 2))):
+        with FlopCounterMode(display=False) as counter:
+            step(images(1, 128, 128).float()).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions():
@@ -355,7 +369,7 @@ def test_topk_compiles_to_one_graph_and_exports():
         (dict(zoom=1.5), '`zoom` is 1.5'),
         (dict(select_ratio=25), '`select_ratio` is 25;.*from 0'),
         (dict(select_mode='top-k'), "'top-k'.*did you mean 'topk'"),
-        (dict(num_plain_layers=4), '`num_plain_layers` is 4, with 4 layers in all.*to 3'),
+        (dict(num_plain_layers=5), '`num_plain_layers` is 5, with 4 layers in all.*to 4'),
         (dict(num_plain_layers=0), 'from 1'),
         (dict(cell_size=0), '`cell_size` is 0'),
         (dict(pretrain_size=60), '`pretrain_size` is 60;.*multiple of `patch_size`, 8'),

@@ -1,0 +1,28 @@
+# UPerNet with a small plain ViT, which is a FlexViT without hierarchical layers: the other small FlexViTs can start
+# from its weights, as the full ones start from DeiT's. The scenes are enlarged up to twice, so that it meets objects as
+# large as they are in the windows of the full image, and as small as they are in the shrunk one.
+_base_ = './flexvit-mini_upernet_ade20k.py'
+
+scale = (320, 256)
+
+model = dict(
+    data_preprocessor=dict(size=(256, 320)),
+    backbone=dict(num_plain_layers=6, out_indices=(1,)),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 1.0), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
