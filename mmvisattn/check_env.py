@@ -146,10 +146,11 @@ def check_compat() -> Iterator[Row]:
 
 def check_kernels() -> Iterator[Row]:
     """Which backends of our own operators can run."""
-    from mmvisattn.ops.selective_scan import available_backends
+    from mmvisattn.ops import depthwise_conv, selective_scan
 
-    for name, reason in available_backends().items():
-        yield Row(f'selective_scan {name}', 'unavailable' if reason else 'available', reason or '')
+    for operator, module in dict(selective_scan=selective_scan, depthwise_conv2d=depthwise_conv).items():
+        for name, reason in module.available_backends().items():
+            yield Row(f'{operator} {name}', 'unavailable' if reason else 'available', reason or '')
 
 
 def table(rows: list[Row]) -> str:

@@ -15,7 +15,7 @@ def test_prints_versions_devices_operators_and_kernels():
     assert result.returncode == 0, result.stdout
     for item in ('Python', 'torch', 'mmengine', 'mmdet', 'mmsegmentation', 'CPU threads', 'GPU', 'import mmcv.ops'):
         assert f'\n{item} ' in '\n' + result.stdout
-    for item in ('compat ext', 'compat weights', 'compat mmcv.ops', 'selective_scan torch'):
+    for item in ('compat ext', 'compat weights', 'compat mmcv.ops', 'selective_scan torch', 'depthwise_conv2d torch'):
         assert f'\n{item} ' in result.stdout
     assert result.stdout.rstrip().endswith('Nothing to mend.')
 

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.ops import depthwise_conv
-from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
+from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, interface
 
 CASES = [
     # batch, channels, height, width, kernel, padding
@@ -12,16 +15,18 @@ CASES = [
     (3, 4, 4, 5, 11, 5),  # a map smaller than the kernel
     (2, 3, 13, 10, 7, 0),
     (2, 3, 6, 7, 7, 9),  # more padding than the kernel reaches
+    (2, 4, 8, 7, 5, 2),
     (2, 6, 8, 8, 3, 1),
 ]
 
 
 @pytest.fixture
 def used(monkeypatch):
-    """Counts how often our own backward ran, so that a test cannot pass on torch's by mistake."""
+    """Counts how often our own weight gradient ran, so that a test cannot pass on torch's by mistake."""
     calls = []
-    original = depthwise_conv._DepthwiseConv2d.apply
-    monkeypatch.setattr(depthwise_conv._DepthwiseConv2d, 'apply', lambda *args: (calls.append(1), original(*args))[1])
+    original = interface.torch_backend.weight_gradient
+    counting = lambda *args: (calls.append(1), original(*args))[1]  # noqa: E731
+    monkeypatch.setattr(interface.torch_backend, 'weight_gradient', counting)
     return calls
 
 
@@ -80,18 +85,199 @@ def test_only_the_gradients_that_are_needed(frozen):
     assert (conv.weight.grad is None) == (frozen == 'weight')
 
 
-def test_mixed_precision_on_the_cpu():
-    conv = DepthwiseConv2d(4, 7)
-    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+def test_mixed_precision_on_the_cpu(used):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 4, 8, 8), (4, 1, 7, 7), (4,))]
     with torch.autocast('cpu', torch.bfloat16):
-        out = conv(x)
+        out = depthwise_conv2d(*inputs, 3)
     assert out.dtype == torch.bfloat16
-    out.float().square().mean().backward()
-    assert x.grad.dtype == conv.weight.grad.dtype == torch.float32
+    expected = F.conv2d(*inputs, padding=3, groups=4)
+    grad = torch.randn_like(expected)
+    grads = torch.autograd.grad(out, inputs, grad.bfloat16())
+    assert used
+    for a, e in zip(grads, torch.autograd.grad(expected, inputs, grad)):
+        assert a.dtype == torch.float32
+        assert (a - e).abs().max() <= 0.02 * e.abs().max()
+
+
+def test_types_that_mixed_precision_leaves_alone():
+    inputs = [torch.randn(shape, dtype=torch.double) for shape in ((2, 4, 8, 8), (4, 1, 7, 7), (4,))]
+    with torch.autocast('cpu', torch.bfloat16):
+        assert depthwise_conv2d(*inputs, 3, backend='torch').dtype == torch.double
+        with pytest.raises(ValueError, match='one type'):
+            depthwise_conv2d(inputs[0], inputs[1].float(), backend='torch')
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch'])
+@pytest.mark.parametrize('strict', [False, True])
+def test_exported_graph_shows_a_plain_convolution(backend, strict):
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = DepthwiseConv2d(4, 11)
+
+        def forward(self, x):
+            return depthwise_conv2d(x, self.conv.weight, self.conv.bias, 5, backend=backend)
+
+    program = torch.export.export(Network(), (torch.randn(1, 4, 12, 12),), strict=strict)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
+    assert targets == ['aten.conv2d.default']
 
 
 def test_traced_graph_shows_a_plain_convolution():
     conv = DepthwiseConv2d(4, 11)
-    program = torch.export.export(conv, (torch.randn(1, 4, 12, 12),))
-    targets = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
-    assert targets == ['aten.conv2d.default']
+    graph = torch.jit.trace(conv, torch.randn(1, 4, 12, 12)).inlined_graph
+    assert 'aten::_convolution' in str(graph) and 'mmvisattn::' not in str(graph)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='a compiled graph is plain before torch 2.7')
+@pytest.mark.parametrize(('backend', 'shows_operator'), [('auto', True), ('native', False), ('torch', True)])
+def test_compiles_in_one_graph(backend, shows_operator):
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    conv = partial(depthwise_conv2d, padding=3, backend=backend)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 3, 8, 9), (3, 1, 7, 7), (3,))]
+    torch.compiler.reset()
+    out = torch.compile(conv, backend=compiler, fullgraph=True)(*inputs)
+    assert ('mmvisattn' in graphs[0]) == shows_operator and len(graphs) == 1
+    torch.testing.assert_close(out, conv(*inputs))
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_compiled_gradients(autocast, used):
+    conv = partial(depthwise_conv2d, padding=3, backend='torch')
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 3, 8, 9), (3, 1, 7, 7), (3,))]
+    torch.compiler.reset()
+    grads = []
+    for function in (torch.compile(conv, backend='aot_eager', fullgraph=True), conv):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            out = function(*inputs)
+        assert out.dtype == (torch.bfloat16 if autocast else torch.float32)
+        grads.append(torch.autograd.grad(out.float().square().sum(), inputs))
+        assert used
+        used.clear()
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='torch.library.opcheck needs torch 2.4')
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_operators_declare_what_they_do(memory_format):
+    torch.manual_seed(0)
+    x, grad = (torch.randn(2, 3, *size).contiguous(memory_format=memory_format) for size in ((8, 9), (6, 8)))
+    weight, bias = torch.randn(3, 1, 5, 4), torch.randn(3)
+    arguments = {
+        'depthwise_conv2d': (x, weight, bias, 1, 'torch'),
+        'depthwise_conv2d_input': (grad, weight, 1, 'torch'),
+        'depthwise_conv2d_weight': (grad, x, 1, 'torch'),
+    }
+    for name, args in arguments.items():
+        args = [arg.clone().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        torch.library.opcheck(getattr(torch.ops.mmvisattn, name).default, args)
+
+
+def test_meta_tensors():
+    x = torch.randn(2, 3, 8, 9, device='meta', requires_grad=True)
+    out = depthwise_conv2d(x, torch.randn(3, 1, 7, 7, device='meta'), padding=2, backend='torch')
+    assert out.shape == (2, 3, 6, 7) and out.device.type == 'meta'
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_seen_by_a_flop_counter():
+    formula = {torch.ops.mmvisattn.depthwise_conv2d: lambda x, weight, *args, **kwargs: 7}
+    with FlopCounterMode(display=False, custom_mapping=formula) as counter:
+        depthwise_conv2d(torch.randn(1, 3, 8, 9), torch.randn(3, 1, 7, 7), padding=3, backend='torch')
+    assert counter.get_total_flops() == 7
+
+
+@pytest.mark.parametrize('backend', ['native', 'torch'])
+@pytest.mark.parametrize('kernel', [(4, 6), (2, 1), (3, 3), (1, 1)])
+def test_any_kernel_size(backend, kernel):
+    torch.manual_seed(0)
+    inputs = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((2, 3, 7, 8), (3, 1, *kernel), (3,))]
+    out = depthwise_conv2d(*inputs, 1, backend=backend)
+    expected = F.conv2d(*inputs, padding=1, groups=3)
+    grad = torch.randn_like(out)
+    ours, theirs = (torch.autograd.grad(y, inputs, grad) for y in (out, expected))
+    torch.testing.assert_close((out, *ours), (expected, *theirs))
+
+
+TRIAL = 'native', 'torch', 'cpu', (1, 2, 8, 8), (7, 7), torch.float32, torch.channels_last
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_trial_takes_the_faster_one(monkeypatch, used, training):
+    ticks = iter([0.0, 1.0] * 4 + [0.0, 0.5] * 4)
+    monkeypatch.setattr(interface.time, 'perf_counter', lambda: next(ticks))
+    state = torch.get_rng_state()
+    assert interface._faster_of.__wrapped__(*TRIAL, training) == 'torch'
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(used) == 4 * training
+    ticks = iter([0.0, 0.5] * 4 + [0.0, 1.0] * 4)
+    assert interface._faster_of.__wrapped__(*TRIAL, training) == 'native'
+
+
+def test_trial_outlives_a_backend_that_fails(monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError('no C compiler')
+
+    monkeypatch.setattr(interface.torch_backend, 'forward', fail)
+    assert interface._faster_of.__wrapped__(*TRIAL, True) == 'native'
+    assert 'no C compiler' in caplog.text
+
+
+def test_trial_is_of_the_size_of_the_input():
+    sizes = interface._TRIAL_SIZES
+    assert [interface._trial_size(torch.empty(size, device='meta')) for size in sizes] == list(sizes)
+    for size in ((0, 8, 16, 16), (1, 8, 1, 1), (8, 128, 4, 5)):
+        assert interface._trial_size(torch.empty(size, device='meta')) == (1, 512, 16, 16)
+    assert interface._trial_size(torch.empty(64, 8, 500, 500, device='meta')) == sizes[-1]
+
+
+def test_choice_is_a_constant_of_a_compiled_graph():
+    """The way of CUDA tensors, which ends at ``native`` where there is no such device."""
+
+    def choose(x):
+        layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+        return x + 1, interface._faster_on_cuda(interface._trial_size(x), (7, 7), x.dtype, layout, True)
+
+    torch.compiler.reset()
+    x = torch.randn(2, 3, 8, 9)
+    assert torch.compile(choose, backend='eager', fullgraph=True, dynamic=True)(x)[1] == choose(x)[1]
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(x=torch.randn(3, 8, 9)), ['x must be (B, C, H, W)', '(3, 8, 9)']),
+        (dict(weight=torch.randn(4, 1, 7, 7)), ['weight must be (C, 1, k, l) with C = 3', '(4, 1, 7, 7)']),
+        (dict(weight=torch.randn(3, 3, 7, 7)), ['weight must be (C, 1, k, l)']),
+        (dict(bias=torch.randn(4)), ['bias must be (C,) = (3,)', '(4,)']),
+        (dict(padding=-1), ['padding must not be negative', '-1']),
+        (dict(padding=0, x=torch.randn(2, 3, 6, 9)), ['(7, 7) does not fit', '(6, 9)']),
+        (dict(padding=4, x=torch.randn(2, 3, 0, 9)), ['(7, 7) does not fit', '(0, 9)']),
+        (dict(x=torch.ones(2, 3, 8, 9, dtype=torch.long)), ['x must be of one of the types', 'int64']),
+        (dict(weight=torch.randn(3, 1, 7, 7, dtype=torch.double)), ['one type', 'float32', 'float64']),
+        (dict(weight=torch.randn(3, 1, 7, 7, device='meta')), ['one device', 'meta']),
+        (dict(backend='tritn'), ['unknown backend', "did you mean 'triton'"]),
+        (dict(backend='triton'), ["'triton' takes tensors on 'cuda'", "'cpu'"]),
+    ],
+)
+def test_wrong_arguments(change, words):
+    arguments = dict(x=torch.randn(2, 3, 8, 9), weight=torch.randn(3, 1, 7, 7), bias=torch.randn(3), padding=3)
+    with pytest.raises(ValueError) as error:
+        depthwise_conv2d(**arguments | change)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(interface.triton_support, 'unavailable_reason', lambda: 'it is away')
+    assert depthwise_conv.available_backends() == {'native': None, 'torch': None, 'triton': 'it is away'}
+    with pytest.raises(RuntimeError, match='it is away'):
+        depthwise_conv2d(
+            torch.randn(1, 2, 8, 8, device='meta'), torch.randn(2, 1, 7, 7, device='meta'), backend='triton'
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvisattn.ops.selective_scan import triton_backend
+from mmvisattn.ops import triton_support
 from mmvisattn.ops.selective_scan.common import CHUNK
 
 triton = pytest.importorskip('triton')
@@ -34,7 +34,7 @@ def test_kernels(interpreted):
     assert 'passed' in result.stdout and 'skipped' not in result.stdout
 
 
-@pytest.mark.skipif(triton_backend.INTERPRETED, reason='Triton is interpreting')
+@pytest.mark.skipif(triton_support.INTERPRETED, reason='Triton is interpreting')
 @pytest.mark.parametrize('capability', [80, 90])
 @pytest.mark.parametrize('half', [False, True])
 def test_kernels_compile(capability, half):

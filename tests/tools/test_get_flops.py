@@ -21,7 +21,7 @@ from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention  # noq
 from mmvisattn.models.layers import BandpassFilter  # noqa: E402
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back  # noqa: E402
 from mmvisattn.models.layers.token_selection import TokenSelector  # noqa: E402
-from mmvisattn.ops.depthwise_conv import DepthwiseConv2d  # noqa: E402
+from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d  # noqa: E402
 
 MAMBA = """
 default_scope = 'mmdet'
@@ -90,6 +90,14 @@ def test_standard_layers(device):
     assert count(DepthwiseConv2d(8, 11), 1, 8, 13, 14) == (2 * 8 * 13 * 14 * 11**2, 8 * 13 * 14)
     assert count(nn.ConvTranspose2d(4, 6, 2, 2), 1, 4, 5, 7) == (2 * 5 * 7 * 4 * 6 * 2**2, 6 * 10 * 14)
     assert count(CausalDepthwiseConv1d(8), 2, 9, 8) == (2 * 2 * 9 * 8 * 4, 2 * 9 * 8)
+
+
+def test_depthwise_operator(device):
+    class Depthwise(nn.Module):
+        def forward(self, x):
+            return depthwise_conv2d(x, torch.randn(8, 1, 7, 6), padding=2, backend='torch')
+
+    assert count(Depthwise(), 2, 8, 9, 10) == (2 * 2 * 8 * 7 * 9 * 7 * 6, 2 * 8 * 7 * 9)
 
 
 def test_multi_head_attention(device):

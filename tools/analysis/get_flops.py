@@ -58,7 +58,13 @@ def deform_conv_flops(x: Sequence[int], weight: Sequence[int], *args, out_shape:
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
+def depthwise_flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[int], **kwargs) -> int:
+    """FLOPs of a depthwise convolution with kernels (C, 1, k, l)."""
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
 OPERATORS = {
+    torch.ops.mmvisattn.depthwise_conv2d: depthwise_flops,
     torch.ops.mmvisattn.selective_scan: scan_flops,
     torch.ops.torchvision.deform_conv2d: deform_conv_flops,
 }
@@ -67,7 +73,16 @@ FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Tensor], tuple[int, int]]] 
     CausalDepthwiseConv1d: lambda conv, x: (2 * conv.kernel_size[0] * x.numel(), x.numel()),
     fcvit.GlobalContext: lambda context, x: (4 * x.numel(), 0),
 }
-LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+LAYERS = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    torch.ops.mmvisattn.depthwise_conv2d,
+}
 
 
 class CostCounter(TorchFunctionMode):

@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
-from ...ops.depthwise_conv import is_traced
+from ...ops.common import is_traced
 from ...ops.selective_scan import BACKENDS, check_finite, selective_scan, unavailable_reason
 from ...registry import MODELS
 from ..layers import at_least_float32, group_rms_norm, init_linear, rotate

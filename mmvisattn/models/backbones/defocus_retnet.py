@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.selective_scan.common import no_autocast
+from ...ops.common import no_autocast
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
 from .sequence_backbone import SequenceBackbone

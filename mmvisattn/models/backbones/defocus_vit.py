@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...ops.depthwise_conv import is_traced
+from ...ops.common import is_traced
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock
 from .sequence_backbone import SequenceBackbone

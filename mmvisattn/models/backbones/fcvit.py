@@ -15,7 +15,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, is_traced
+from ...ops.common import is_traced
+from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from ...registry import MODELS
 from .base_backbone import BaseBackbone, run_blocks
 

@@ -1,7 +1,5 @@
 """What all backends share: the checkpoint interval, the types and the layout of results."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -23,10 +21,3 @@ def empty_time_major(like: Tensor) -> Tensor:
     """Uninitialised tensor of the shape (B, D, L) and type of ``like`` over contiguous (B, L, D) memory."""
     batch, dim, length = like.shape
     return like.new_empty((batch, length, dim)).transpose(1, 2)
-
-
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Context in which autocast leaves the types alone."""
-    if device.type in ('cpu', 'cuda'):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .. import triton_support
+from ..common import no_autocast
 from . import cpu_backend, mamba_backend, reference, torch_backend, triton_backend
-from .common import empty_time_major, no_autocast, num_chunks, state_dtype
+from .common import empty_time_major, num_chunks, state_dtype
 
 BACKENDS = ('reference', 'torch', 'cpu', 'triton', 'mamba_ssm')
 
@@ -22,10 +24,10 @@ _UNAVAILABLE_REASON: dict[str, Callable[[], str | None]] = {
     'reference': lambda: None,
     'torch': lambda: None,
     'cpu': cpu_backend.unavailable_reason,
-    'triton': triton_backend.unavailable_reason,
+    'triton': triton_support.unavailable_reason,
     'mamba_ssm': mamba_backend.unavailable_reason,
 }
-_DEVICE = {'cpu': 'cpu', 'triton': triton_backend.DEVICE, 'mamba_ssm': 'cuda'}
+_DEVICE = {'cpu': 'cpu', 'triton': triton_support.DEVICE, 'mamba_ssm': 'cuda'}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Batch, channels, steps and state entries at which CUDA kernels are compared: one image of 1024 x 1024.
 _TRIAL_SIZE = (1, 1536, 4097, 16)

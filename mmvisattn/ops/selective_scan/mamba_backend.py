@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .common import no_autocast
+from ..common import no_autocast
 
 MAX_STATE = 256
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .common import no_autocast, state_dtype
+from ..common import no_autocast
+from .common import state_dtype
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -1,40 +1,18 @@
 """Backend ``triton``: CUDA kernels in Triton, forward and backward."""
 
-import contextlib
-import functools
-import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..triton_support import on_device
 from .common import CHUNK, num_chunks, state_dtype
-
-# With Triton's interpreter the kernels run, slowly, on tensors on the CPU.
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED else 'cuda'
 
 _LOG2_E = 1.4426950408889634
 _ELEMENTS_PER_WARP = 128  # state entries: four a thread
 _WARPS_PER_MULTIPROCESSOR = 16
 _MAX_SEGMENTS = 8
 _MIN_CHUNKS_PER_SEGMENT = 4
-
-
-@functools.cache
-def unavailable_reason() -> str | None:
-    """None where the kernels can run."""
-    if not (INTERPRETED or torch.cuda.is_available()):
-        return 'it needs a CUDA device and there is none'
-    try:
-        import triton
-    except Exception as error:  # a Triton that does not fit its torch fails with many kinds of errors
-        return f'Triton cannot be imported: {type(error).__name__}: {error}'
-    if int(triton.__version__.split('.')[0]) < 3:
-        return f'it needs Triton 3, which comes with torch 2.4 or later; this is Triton {triton.__version__}'
-    if not INTERPRETED and torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-        return f'it needs a GPU of compute capability 7.0, this one has {torch.cuda.get_device_capability()}'
-    return None
 
 
 def _kernels() -> ModuleType:
@@ -86,10 +64,6 @@ class _Launch:
         """(B, D, L) as contiguous (B, L, D)."""
         return x.transpose(1, 2).contiguous()
 
-    def device(self) -> contextlib.AbstractContextManager:
-        """Triton launches on the current device, whatever the tensors are on."""
-        return torch.cuda.device(self.u.device) if self.u.is_cuda else contextlib.nullcontext()
-
     def parts(self, u: Tensor, B: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """State and sum of delta of each segment; not needed, and left unwritten, if there is only one."""
         state = self.A.new_empty((self.batch, self.segments, self.dim, self.state))
@@ -107,7 +81,7 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, save_stat
     y = torch.empty_like(launch.u)
     chunks = num_chunks(launch.length) if save_states else 0
     states = launch.A.new_empty((chunks, launch.batch, launch.state, launch.dim))
-    with launch.device():
+    with on_device(launch.u.device):
         parts = launch.parts(launch.u, launch.B, reverse=False)
         _kernels().forward_kernel[launch.grid](
             launch.u, launch.delta, launch.A, launch.B, launch.C, y, states, *parts, *launch.sizes,
@@ -129,7 +103,7 @@ def backward(
     # Programs add to one sum in the order in which they come; each gets its own where results must be reproducible.
     slots = launch.dim_blocks if torch.are_deterministic_algorithms_enabled() else 1
     grad_B, grad_C = launch.A.new_zeros((2, launch.batch, slots, launch.length, launch.state)).unbind(0)
-    with launch.device():
+    with on_device(launch.u.device):
         parts = launch.parts(grad_y, launch.C, reverse=True)
         _kernels().backward_kernel[launch.grid](
             grad_y, launch.u, launch.delta, launch.A, launch.B, launch.C, states, *parts, scratch,

@@ -1,0 +1,18 @@
+"""What all operators share: autocast and tracing."""
+
+import contextlib
+
+import torch
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which autocast leaves the types alone."""
+    if device.type in ('cpu', 'cuda'):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def is_traced() -> bool:
+    """Whether the code is being compiled or exported, so that the graph should show plain operators."""
+    compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch >= 2.3
+    return torch.jit.is_tracing() or compiling()
