@@ -121,6 +121,9 @@ class InterruptHook(Hook):
 
 
 def load_tool(name: str):
+    folder = str((TOOLS / name).parent)
+    if folder not in sys.path:  # as for a script, which finds what lies beside it
+        sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(TOOLS / 'analysis'))
 import benchmark as tool  # noqa: E402
 import measure  # noqa: E402
 import networks  # noqa: E402
+import references  # noqa: E402
 
 from mmvisattn.errors import UserError  # noqa: E402
 from mmvisattn.models.backbones import DefocusMamba  # noqa: E402
@@ -204,6 +205,23 @@ def test_names_of_backbones():
     assert stock.num_classes == 19
 
 
+@pytest.mark.parametrize('name', ['FCViT:b12', 'DefocusMamba:small,token_order=raster'])
+def test_reference_of_a_backbone_computes_the_same(name):
+    torch.manual_seed(0)
+    reference = networks.build(f'reference:{name}', 'model', (64, 64)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(x), reference.network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_reference_of_a_model_has_that_of_its_backbone(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(WHOLE['segmentor'])
+    network = networks.build(f'reference:{config}', 'model', (64, 64))
+    assert isinstance(network.backbone, references.PlainFCViT)
+    tool.make_step(network, networks.random_inputs(network, 2, (64, 64), CPU), make_args())()
+
+
 @pytest.mark.parametrize('peer', tool.PEERS)
 def test_peers_take_any_size(peer):
     with torch.device('meta'):
@@ -224,6 +242,7 @@ ERRORS = {
     'config': (['configs/nowhere/x.py'], ['there is no folder']),
     'toolbox': (['mmpose::x.py'], ["one of ['mmdet', 'mmseg']"]),
     'part': (['{config}', '--part', 'neck'], ['has no neck', '--part']),
+    'reference': (['reference:timm:resnet50'], ['plain formulations of FCViT and DefocusMamba alone']),
     'size': (['FCViT:b12', '--sizes', '512'], ["'512' is not of the form HxW", '800x1344']),
     'rounds': (['FCViT:b12', '--rounds', '0'], ["'0' is not an integer from 1"]),
     'device': (['FCViT:b12', '--device', 'gpu'], ["no device 'gpu'"]),

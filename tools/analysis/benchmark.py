@@ -16,9 +16,7 @@ Examples:
 """
 
 import argparse
-import json
 import math
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +26,10 @@ import networks  # first: with it the toolboxes run without a compiled mmcv
 
 # isort: split
 import numpy as np
+import report as reports
 import torch
 from measure import (
     default_device,
-    describe_machine,
     parse_count,
     parse_device,
     parse_size,
@@ -78,7 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--compile', action='store_true', help='time torch.compile of the networks')
     parser.add_argument('--rounds', type=parse_count, default=9, help='timed rounds; default: 9')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all that was measured to this file')
+    reports.add_argument(parser)
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw time and memory against pixels')
     parser.add_argument(
         '--from-json', type=Path, nargs='+', metavar='FILE', help='measure nothing, print what --json wrote'
@@ -149,16 +147,6 @@ def measure(names: Sequence[str], size: tuple[int, int], args: argparse.Namespac
 # Reporting
 
 
-def describe(report: dict) -> Iterator[str]:
-    """How a report came about."""
-    machine = dict(report['machine'])
-    device, threads, date = machine.pop('device'), machine.pop('threads'), machine.pop('date')
-    versions = ', '.join(f'{name} {version}' for name, version in machine.items())
-    yield f'`{report["command"]}`'
-    yield ''
-    yield f'{device}, {threads} threads; {versions}; {date}; {report["rounds"]} rounds.'
-
-
 def tables(report: dict) -> Iterator[str]:
     """The lines of a table for each size."""
     for size in dict.fromkeys(tuple(result['size']) for result in report['results']):
@@ -219,15 +207,15 @@ def growth_table(report: dict) -> Iterator[str]:
         yield f'| {name} | {figures["time_exponent"]:.2f} ({low:.2f}–{high:.2f}) | {memory} |'
 
 
-def plot(reports: Sequence[dict], path: Path) -> None:
+def plot(measured: Sequence[dict], path: Path) -> None:
     """Draw time and memory against pixels, both on logarithmic axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2)
-    settings = {report['setting'] for report in reports}
+    settings = {report['setting'] for report in measured}
     figure.suptitle('; '.join(sorted(settings)))
-    for report in reports:
+    for report in measured:
         told = f', {report["setting"]}' if len(settings) > 1 else ''
         for name, figures in growth(report).items():
             for axis, quantity, values in zip(axes, ('time', 'memory'), (figures['seconds'], figures['memory'])):
@@ -240,21 +228,6 @@ def plot(reports: Sequence[dict], path: Path) -> None:
         axis.grid(True, which='both', alpha=0.3)
         axis.legend(fontsize='x-small')
     figure.savefig(path, dpi=120)
-
-
-def read(path: Path) -> dict:
-    """A report that ``--json`` wrote.
-
-    Raises:
-        UserError: If it is none.
-    """
-    cli.check_file(str(path), 'report')
-    try:
-        report = json.loads(path.read_text())
-        report['results'][0]['seconds']
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f'{str(path)!r} is no report of this tool; give files that --json wrote') from error
-    return report
 
 
 @cli.one_line_errors
@@ -271,26 +244,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--plot {str(args.plot)!r}: give a file that ends in one of {PICTURE_SUFFIXES}')
 
     if args.from_json:
-        reports = [read(path) for path in args.from_json]
+        measured = [reports.read(path) for path in args.from_json]
+        if not all('results' in report for report in measured):
+            raise UserError('--from-json takes files that this tool wrote')
     else:
         torch.manual_seed(0)
         kind = [args.step, f'{args.amp} mixed' if args.amp else 'float32', args.memory_format.upper()]
-        command = ['python', 'tools/analysis/benchmark.py', *(sys.argv[1:] if argv is None else argv)]
-        report = {
-            'command': shlex.join(command),
-            'machine': describe_machine(args.device),
-            'setting': ', '.join(kind + ['compiled'] * args.compile),
-            'batch': args.batch,
-            'rounds': args.rounds,
-            'results': [result for size in args.sizes for result in measure(names, size, args)],
-        }
-        reports = [report]
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1))
-    for report in reports:
-        print('\n'.join([*describe(report), *tables(report), *growth_table(report)]), end='\n\n')
+        report = reports.start('benchmark.py', sys.argv[1:] if argv is None else argv, args.device, args.rounds)
+        report['setting'] = ', '.join(kind + ['compiled'] * args.compile)
+        report['batch'] = args.batch
+        report['results'] = [result for size in args.sizes for result in measure(names, size, args)]
+        reports.write(report, args.json)
+        measured = [report]
+    for report in measured:
+        print('\n'.join([*reports.describe(report), *tables(report), *growth_table(report)]), end='\n\n')
     if args.plot:
-        plot(reports, args.plot)
+        plot(measured, args.plot)
 
 
 if __name__ == '__main__':

@@ -13,13 +13,13 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
+import report as reports
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # measure.py lies beside this
-
-from measure import default_device, describe_machine, parse_count, parse_device, times_in_turn
+from measure import default_device, parse_count, parse_device, times_in_turn
 
 from mmvisattn.ops.depthwise_conv import available_backends, depthwise_conv2d
 
@@ -76,21 +76,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--rounds', type=parse_count, default=9, help='timed rounds; default: 9')
     parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
+    reports.add_argument(parser)
     args = parser.parse_args(argv)
     if any(kernel % 2 == 0 for kernel in args.kernels):
         parser.error(f'--kernels are odd, so that a map keeps its size; got {args.kernels}')
 
     torch.manual_seed(0)
-    machine = describe_machine(args.device)
-    print(f'float32, {machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, {machine["date"]}\n')
-    columns = [f' {kernel}×{kernel} {name} |' for kernel in args.kernels for name in rivals(args.device)]
-    print('| size | layout |' + ''.join(columns))
-    print('|---|---|' + '---|' * len(columns))
+    report = reports.start('benchmark_depthwise.py', sys.argv[1:] if argv is None else argv, args.device, args.rounds)
+    print('\n'.join(reports.describe(report)))
+    columns = [f'{kernel}×{kernel} {name}' for kernel in args.kernels for name in rivals(args.device)]
+    rows = []
     for size in SIZES:
         for name, layout in LAYOUTS.items():
             row = [ratio for kernel in args.kernels for ratio in ratios(args, size, kernel, layout)]
-            cells = ''.join(f' {ratio:.2f} |' for ratio in row)
-            print(f'| {"×".join(map(str, size))} | {name} |{cells}', flush=True)
+            rows.append(['×'.join(map(str, size)), name, *(f'{ratio:.2f}' for ratio in row)])
+    title = 'Forward and backward, float32: time of native over time of'
+    reports.add_table(report, title, ['size', 'layout', *columns], rows)
+    reports.write(report, args.json)
 
 
 if __name__ == '__main__':

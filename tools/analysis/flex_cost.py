@@ -3,7 +3,7 @@
 Rows: the ViT on the shrunk image, FlexViT at several ratios of selected cells, and the ViT on the full image. FLOPs are
 counted by torch's counter on the real forward, selection included. The variants are timed in turn, A B C A B C …, so
 that a noisy machine hits all alike; the ratios are of medians. Memory is the peak above the weights and the image.
-The last lines give the share of a hierarchical layer that it costs to select: to estimate the relevance, choose cells,
+The last table gives the share of a hierarchical layer that it costs to select: to estimate the relevance, choose cells,
 gather their tokens and write them back.
 
 Example:
@@ -11,22 +11,20 @@ Example:
 """
 
 import argparse
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
+import report as reports
 import torch
 import torch.nn.functional as F
+from measure import default_device, parse_count, parse_device, parse_size, peak_memory, times_in_turn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # measure.py lies beside this
-
-from measure import default_device, parse_device, parse_size, peak_memory, times_in_turn
 
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
@@ -70,8 +68,10 @@ def flops(step: Callable) -> int:
     return counter.get_total_flops()
 
 
-def print_costs(args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]) -> None:
-    """The table of one input."""
+def costs(
+    args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]
+) -> list[list[str]]:
+    """The rows of the table of one input."""
     x = torch.randn(batch, 3, *size, device=args.device)
 
     def step_of(network: nn.Module) -> Callable:
@@ -87,21 +87,23 @@ def print_costs(args: argparse.Namespace, variants: dict[str, nn.Module], batch:
     times = times_in_turn(steps, args.rounds, args.device)
     last = list(variants)[-1]
     base = statistics.median(times[last])
-    print(f'\n{batch}×3×{size[0]}×{size[1]}')
-    print('| network | GFLOPs | of full | ms (min–max) | speed-up over full | peak MiB |')
-    print('|---|---|---|---|---|---|')
+    rows = []
     for name, values in times.items():
         median = statistics.median(values)
-        print(
-            f'| {name} | {counted[name] / 1e9:.1f} | {counted[name] / counted[last]:.0%} | {median * 1e3:.0f} '
-            f'({min(values) * 1e3:.0f}–{max(values) * 1e3:.0f}) | {base / median:.2f}× | {memory[name]:.0f} |',
-            flush=True,
-        )
+        rows.append([
+            name,
+            f'{counted[name] / 1e9:.1f}',
+            f'{counted[name] / counted[last]:.0%}',
+            f'{median * 1e3:.0f} ({min(values) * 1e3:.0f}–{max(values) * 1e3:.0f})',
+            f'{base / median:.2f}×',
+            f'{memory[name]:.0f}',
+        ])  # fmt: skip
+    return rows
 
 
 @torch.no_grad()
-def print_overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple[int, int]) -> None:
-    """Cost of selection beside a layer that is given its tokens."""
+def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple[int, int]) -> list[str]:
+    """Cost of selection beside a layer that is given its tokens: a row of the last table."""
     block, selector = network.blocks[-1], network.selector
     step = network.patch_size * network.zoom * network.cell_size
     high_grid = tuple(-(-n // step) * step // network.patch_size for n in size)
@@ -127,11 +129,11 @@ def print_overhead(args: argparse.Namespace, network: FlexViT, batch: int, size:
     times = times_in_turn(steps, args.rounds * 3, args.device)
     more_flops = counted['both'] / counted['layer'] - 1
     more_time = statistics.median(both / layer for both, layer in zip(times['both'], times['layer'])) - 1
-    print(
-        f'{batch}×3×{size[0]}×{size[1]}, {selector.ratio:.0%}: selection adds {more_flops:.2%} to the FLOPs and '
-        f'{more_time:.1%} to the time of a layer',
-        flush=True,
-    )
+    return [_shape(batch, size), f'{selector.ratio:.0%}', f'{more_flops:.2%}', f'{more_time:.1%}']
+
+
+def _shape(batch: int, size: tuple[int, int]) -> str:
+    return f'{batch}×3×{size[0]}×{size[1]}'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,10 +145,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--sizes', type=parse_size, nargs='+', default=[(1024, 1024)], metavar='HxW', help='default: 1024x1024'
     )
-    parser.add_argument('--batches', type=int, nargs='+', default=(1,), help='images a batch; default: 1')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds; default: 5')
+    parser.add_argument('--batches', type=parse_count, nargs='+', default=(1,), help='images a batch; default: 1')
+    parser.add_argument('--rounds', type=parse_count, default=5, help='timed rounds; default: 5')
     parser.add_argument('--amp', action='store_true', help='half precision, on a GPU')
     parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
+    reports.add_argument(parser)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -157,16 +160,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for network in variants.values():
         network.eval().to(args.device)
 
-    name = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else platform.machine()
-    print(f'{args.arch}, zoom {args.zoom}, {"float16" if args.amp else "float32"}; {name}, ', end='')
-    print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}')
+    report = reports.start('flex_cost.py', sys.argv[1:] if argv is None else argv, args.device, args.rounds)
+    print('\n'.join(reports.describe(report)))
     inputs = [(batch, size) for size in args.sizes for batch in args.batches]
+    columns = ['network', 'GFLOPs', 'of full', 'ms (min–max)', 'speed-up over full', 'peak MiB']
     for batch, size in inputs:
-        print_costs(args, variants, batch, size)
-    print()
-    for batch, size in inputs:
-        for network in flex.values():
-            print_overhead(args, network, batch, size)
+        title = f'{args.arch}, zoom {args.zoom}, {"float16" if args.amp else "float32"}, {_shape(batch, size)}'
+        reports.add_table(report, title, columns, costs(args, variants, batch, size))
+    rows = [overhead(args, network, batch, size) for batch, size in inputs for network in flex.values()]
+    reports.add_table(report, 'What selection adds to a layer', ['input', 'selected', 'FLOPs', 'time'], rows)
+    reports.write(report, args.json)
 
 
 if __name__ == '__main__':

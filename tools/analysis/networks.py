@@ -14,6 +14,7 @@ import torch
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
+from references import REFERENCES, to_reference
 from torch import Tensor, nn
 
 from mmvisattn.errors import UserError, nearest
@@ -21,7 +22,8 @@ from mmvisattn.models import backbones
 
 NAMES = (
     'config file, config of a toolbox (mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), backbone of ours with arch and '
-    'options (FCViT:b12 or DefocusMamba:base,token_order=raster), or model of timm (timm:resnet50)'
+    'options (FCViT:b12 or DefocusMamba:base,token_order=raster), or model of timm (timm:resnet50); with `reference:` '
+    'before it an FCViT or De-focus Mamba in the plain formulation'
 )
 PARTS = ('backbone', 'neck', 'model')
 OBJECTS = 8  # in each image that a detector is trained on
@@ -56,6 +58,12 @@ def build(name: str, part: str, size: tuple[int, int]) -> nn.Module:
     Raises:
         UserError: If there is no such network, or the config has no such part.
     """
+    if name.startswith('reference:'):
+        network = to_reference(build(name.removeprefix('reference:'), part, size))
+        if network is None:
+            known = ' and '.join(backbone.__name__ for backbone in REFERENCES)
+            raise UserError(f'{name!r}: there are plain formulations of {known} alone')
+        return network
     if name.startswith('timm:'):
         return _build_timm(name.removeprefix('timm:'), size)
     if '::' in name or '/' in name or Path(name).suffix in cli.CONFIG_SUFFIXES:

@@ -1,0 +1,58 @@
+"""What networks are measured against: the same formulas computed one by one with torch's own operators."""
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from mmvisattn.models.backbones import DefocusMamba, FCViT, defocus_mamba
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # that of FCViT lives with the tests
+
+from tests.models.backbones.fcvit_reference import Reference as PlainFCViT
+
+
+def materialising_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'materialising'
+) -> Tensor:
+    """The selective scan of De-focus Mamba: decays and inputs of all steps, (B, D, L, N), at once, then a loop."""
+    decay = torch.exp(torch.einsum('bdl,dn->bdln', delta, A))
+    added = torch.einsum('bdl,bnl,bdl->bdln', delta, B, u)
+    h = u.new_zeros(u.shape[0], *A.shape)
+    y = []
+    for t in range(u.shape[2]):
+        h = decay[:, :, t] * h + added[:, :, t]
+        y.append(torch.einsum('bdn,bn->bd', h, C[:, :, t]))
+    return torch.stack(y, dim=2)
+
+
+class PlainDefocusMamba(nn.Module):
+    """De-focus Mamba with :func:`materialising_scan`.
+
+    Args:
+        network: The network whose parameters it has.
+    """
+
+    def __init__(self, network: DefocusMamba) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As the network."""
+        with mock.patch.object(defocus_mamba, 'selective_scan', materialising_scan):
+            return self.network(x)
+
+
+REFERENCES = {FCViT: PlainFCViT, DefocusMamba: PlainDefocusMamba}
+
+
+def to_reference(network: nn.Module) -> nn.Module | None:
+    """A backbone, or the one in a model, put into its plain formulation; None where there is none."""
+    if type(network) in REFERENCES:
+        return REFERENCES[type(network)](network)
+    if type(getattr(network, 'backbone', None)) not in REFERENCES:
+        return None
+    network.backbone = to_reference(network.backbone)
+    return network

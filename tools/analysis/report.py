@@ -1,0 +1,91 @@
+"""Reports of the tools of this folder: a command, the machine it ran on, and tables; printed, and kept as JSON."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from measure import describe_machine
+
+from mmvisattn import cli
+from mmvisattn.errors import UserError
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that keeps a report."""
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all that was measured to this file')
+
+
+def start(tool: str, argv: Sequence[str], device: torch.device, rounds: int) -> dict:
+    """A report without tables.
+
+    Args:
+        tool: File name of the tool.
+        argv: Its arguments; that of the file for the report is left out of the command.
+        device: Where it measures.
+        rounds: How often.
+    """
+    words = list(argv)
+    if '--json' in words:
+        del words[words.index('--json') : words.index('--json') + 2]
+    return {
+        'command': shlex.join(['python', f'tools/analysis/{tool}', *words]),
+        'machine': describe_machine(device),
+        'rounds': rounds,
+        'tables': [],
+    }
+
+
+def add_table(report: dict, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Add a table and print it."""
+    table = dict(title=title, columns=list(columns), rows=[list(row) for row in rows])
+    report['tables'].append(table)
+    print('\n'.join(_table_lines(table)), flush=True)
+
+
+def _table_lines(table: dict) -> Iterator[str]:
+    yield from ('', table['title'], '', _row(table['columns']), '|' + '---|' * len(table['columns']))
+    yield from map(_row, table['rows'])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def describe(report: dict) -> Iterator[str]:
+    """How a report came about."""
+    machine = dict(report['machine'])
+    device, threads, date = machine.pop('device'), machine.pop('threads'), machine.pop('date')
+    versions = ', '.join(f'{name} {version}' for name, version in machine.items())
+    yield f'`{report["command"]}`'
+    yield ''
+    yield f'{device}, {threads} threads; {versions}; {date}; {report["rounds"]} rounds.'
+
+
+def tables(report: dict) -> Iterator[str]:
+    """The lines of all tables."""
+    for table in report['tables']:
+        yield from _table_lines(table)
+
+
+def write(report: dict, path: Path | None) -> None:
+    """Keep a report, if a file for it is named."""
+    if path:
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+
+
+def read(path: Path) -> dict:
+    """A report that ``--json`` wrote.
+
+    Raises:
+        UserError: If it is none.
+    """
+    cli.check_file(str(path), 'report')
+    try:
+        report = json.loads(path.read_text())
+        report['machine']['date'], report['rounds'], report['command']
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f'{str(path)!r} is no report of this tool; give files that --json wrote') from error
+    return report
