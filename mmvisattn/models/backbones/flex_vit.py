@@ -147,7 +147,9 @@ class FlexViT(BaseBackbone):
         size = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
         low_size = tuple(-(-n // self.zoom) for n in size)
         step = self.patch_size * self.zoom * self.cell_size
-        x = F.pad(x, (0, -x.shape[-1] % step, 0, -x.shape[-2] % step))
+        bottom, right = (-n % step for n in x.shape[-2:])
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
 
         low = self.embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
         high = None if self.low_only else self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)

@@ -217,6 +217,7 @@ class HierarchicalBlock(nn.Module):
             y = self._scale_high(y, num_low)
             y = torch.cat([plain + self.alpha * (y[:, :num_low] - plain), y[:, num_low:]], 1)
         x = x + self.drop_path(y)
+        del normed, y  # the memory is at its peak inside the MLP
         y = self.mlp(self.norm2(x))
         x = x + self.drop_path(self._scale_high(y, num_low) if blend else y)
         return x[:, :num_low], None if high is None else x[:, num_low:], relevance

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from mmvisattn.errors import UserError
+
+from .conftest import load_tool
+
+MACHINE = dict(device='d', threads=2, torch='1', date='today')
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    module = load_tool('analysis/performance')
+    monkeypatch.setattr(module, 'PAGE', tmp_path / 'page.md')
+    monkeypatch.setattr(module, 'REPORTS', tmp_path / 'reports')
+    monkeypatch.setattr(module, 'RUNS', {'one': [], 'two': []})
+    module.REPORTS.mkdir()
+    return module
+
+
+def write(tool, name, **contents):
+    report = dict(command=f'python {name}.py', machine=MACHINE, rounds=3, **contents)
+    (tool.REPORTS / f'{name}.json').write_text(json.dumps(report))
+
+
+def test_page_holds_the_tables_of_both_kinds_of_reports(tool):
+    write(tool, 'one', tables=[dict(title='t', columns=['a', 'b'], rows=[['1', '2'], ['3', '4']])])
+    result = dict(name='n', size=[8, 8], parameters=1, seconds=[1.0, 3.0, 2.0], peak_mib=4.0)
+    write(tool, 'two', setting='s', batch=1, results=[result])
+    text = 'before\n\n<!-- one -->\n<!-- end -->\n\nbetween\n\n<!-- two -->\nold\n<!-- end -->\n\nafter\n'
+    tool.PAGE.write_text(text)
+    tool.main([])
+    page = tool.PAGE.read_text()
+    assert '`python one.py`' in page and '| 3 | 4 |' in page and '| n | 0.0 | 2000.0 (1000.0–3000.0) |' in page
+    assert 'old' not in page and [page.index(word) for word in ('before', 'one.py', 'between', 'two.py', 'after')]
+    tool.main([])
+    assert tool.PAGE.read_text() == page
+
+
+def test_a_report_that_is_not_there_is_named(tool, capsys):
+    tool.PAGE.write_text('<!-- one -->\n<!-- end -->\n')
+    with pytest.raises(UserError, match='one.json'):
+        tool.fill(tool.PAGE.read_text())
+    with pytest.raises(UserError, match="asks for 'three'"):
+        tool.fill('<!-- three -->\n<!-- end -->\n')
+    with pytest.raises(SystemExit):
+        tool.main(['three'])
+    assert "no report 'three'" in capsys.readouterr().err
+
+
+def test_what_is_named_is_measured_anew(tool, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tool.subprocess, 'run', lambda words, **kwargs: calls.append(words[1:]))
+    monkeypatch.setattr(tool, 'RUNS', {'one': ['benchmark.py', 'A'], 'two': ['flex_cost.py']})
+    tool.PAGE.write_text('nothing\n')
+    tool.main(['two'])
+    assert calls == [['tools/analysis/flex_cost.py', '--json', str(tool.REPORTS / 'two.json')]]
+    calls.clear()
+    monkeypatch.setattr(tool.benchmark, 'plot', lambda *args: calls.append(args))
+    (tool.REPORTS / 'growth.json').write_text('{}')
+    monkeypatch.setattr(tool.reports, 'read', lambda path: path.name)
+    tool.main(['all'])
+    assert calls.pop() == (['growth.json'], tool.PLOT)
+    assert [words[:2] for words in calls] == [
+        ['tools/analysis/benchmark.py', 'A'],
+        ['tools/analysis/flex_cost.py', '--json'],
+    ]
+
+
+def test_the_page_of_the_project_is_that_of_its_reports():
+    tool = load_tool('analysis/performance')
+    assert tool.fill(tool.PAGE.read_text()) == tool.PAGE.read_text()

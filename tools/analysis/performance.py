@@ -1,0 +1,126 @@
+"""Measure what docs/performance.md tells, and fill its tables in.
+
+The page is written by hand but for what stands between a line ``<!-- NAME -->`` and the next ``<!-- end -->``: there go
+the tables of the report docs/performance/NAME.json. Without arguments the page is made anew from the reports that are
+there; with names these are measured first, on a machine that has nothing else to do.
+
+Examples:
+    python tools/analysis/performance.py
+    python tools/analysis/performance.py fcvit-train fcvit-peers
+    python tools/analysis/performance.py all
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import benchmark
+import report as reports
+
+from mmvisattn import cli
+from mmvisattn.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs/performance.md'
+REPORTS = ROOT / 'docs/performance'
+PLOT = ROOT / 'docs/images/growth.png'
+
+MINI = 'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py'
+MAMBA = 'DefocusMamba:base,token_order=raster'
+SEQUENCES = [MAMBA, 'DefocusRetNet:base,token_order=raster', 'DefocusViT:base,token_order=raster']
+VIT = 'timm:vit_base_patch16_224'
+SIDES = (256, 512, 768, 1024, 1280, 1536)
+# Tool and arguments of each report.
+RUNS = {
+    'fcvit-forward': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12'],
+    'fcvit-train': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12', '--step', 'train'],
+    'fcvit-compiled': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12', '--step', 'train', '--compile'],
+    'fcvit-peers': ['benchmark.py', 'FCViT:b12', '--peers', '--step', 'train'],
+    'fcvit-mini': [
+        *('benchmark.py', f'reference:{MINI}', MINI),
+        *('--step', 'train', '--batch', '8', '--sizes', '128x160', '--rounds', '15'),
+    ],
+    'depthwise': ['benchmark_depthwise.py'],
+    'scan': ['benchmark_scan.py'],
+    'scan-growth': ['benchmark_scan.py', '--growth'],
+    'mamba-forward': [
+        *('benchmark.py', f'reference:{MAMBA}', f'{MAMBA},scan_backend=torch', f'{MAMBA},scan_backend=cpu'),
+        *('--rounds', '3'),
+    ],
+    'mamba-train': [
+        *('benchmark.py', f'reference:{MAMBA}', f'{MAMBA},scan_backend=torch', f'{MAMBA},scan_backend=cpu'),
+        *('--step', 'train', '--rounds', '3'),
+    ],
+    'window': ['benchmark.py', MAMBA, 'DefocusMamba:base,token_order=window', '--rounds', '5'],
+    'attention': ['benchmark_attention.py'],
+    'flex-cost': [
+        *('flex_cost.py', '--sizes', '512x512', '768x768', '1024x1024', '800x1344'),
+        *('--batches', '1', '2', '--rounds', '3'),
+    ],
+    'flex-train': ['benchmark.py', 'FlexViT:base', VIT, '--step', 'train', '--sizes', '1024x1024', '--rounds', '3'],
+    'growth': [
+        *('benchmark.py', 'FCViT:b12', *SEQUENCES, 'FlexViT:base', VIT, '--rounds', '3'),
+        *('--sizes', *(f'{side}x{side}' for side in SIDES)),
+    ],
+}
+
+
+def measure(name: str) -> None:
+    """Make a report anew."""
+    tool, *arguments = RUNS[name]
+    words = [f'tools/analysis/{tool}', *arguments, '--json', str(REPORTS / f'{name}.json')]
+    print(f'$ python {shlex.join(words)}', flush=True)
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+
+
+def lines_of(report: dict) -> Iterator[str]:
+    """What stands on the page of a report."""
+    yield from reports.describe(report)
+    if 'results' in report:
+        yield from benchmark.tables(report)
+        yield from benchmark.growth_table(report)
+    else:
+        yield from reports.tables(report)
+
+
+def fill(page: str) -> str:
+    """The page with the tables of the reports that are there.
+
+    Raises:
+        UserError: If it asks for a report that nobody makes or that is not there.
+    """
+
+    def replace(match: re.Match) -> str:
+        name = match[1]
+        if name not in RUNS:
+            raise UserError(f'{PAGE.name} asks for {name!r}; the reports are {sorted(RUNS)}')
+        lines = '\n'.join(lines_of(reports.read(REPORTS / f'{name}.json')))
+        return f'<!-- {name} -->\n\n{lines}\n\n<!-- end -->'
+
+    return re.sub(r'<!-- ([\w-]+) -->\n(?:(?!<!-- ).*\n)*<!-- end -->', replace, page)
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help=f'reports to make anew: all, {", ".join(RUNS)}')
+    args = parser.parse_args(argv)
+    for name in args.names:
+        if name not in ('all', *RUNS):
+            raise UserError(f'there is no report {name!r}{nearest(name, RUNS)}; give all, or some of {", ".join(RUNS)}')
+
+    REPORTS.mkdir(exist_ok=True)
+    for name in list(RUNS) if 'all' in args.names else args.names:
+        measure(name)
+    PAGE.write_text(fill(PAGE.read_text()))
+    if {'growth', 'all'} & {*args.names}:
+        benchmark.plot([reports.read(REPORTS / 'growth.json')], PLOT)
+
+
+if __name__ == '__main__':
+    main()
