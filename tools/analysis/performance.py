@@ -30,6 +30,7 @@ REPORTS = ROOT / 'docs/performance'
 PLOT = ROOT / 'docs/images/growth.png'
 
 MINI = 'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py'
+MINI_NECK = 'configs/mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco.py'
 MAMBA = 'DefocusMamba:base,token_order=raster'
 SEQUENCES = [MAMBA, 'DefocusRetNet:base,token_order=raster', 'DefocusViT:base,token_order=raster']
 VIT = 'timm:vit_base_patch16_224'
@@ -62,6 +63,19 @@ RUNS = {
         *('--batches', '1', '2', '--rounds', '3'),
     ],
     'flex-train': ['benchmark.py', 'FlexViT:base', VIT, '--step', 'train', '--sizes', '1024x1024', '--rounds', '3'],
+    'neck': [
+        'benchmark.py',
+        MINI,
+        MINI_NECK,
+        '--step',
+        'train',
+        '--batch',
+        '8',
+        '--sizes',
+        '128x160',
+        '--rounds',
+        '15',
+    ],
     'growth': [
         *('benchmark.py', 'FCViT:b12', *SEQUENCES, 'FlexViT:base', VIT, '--rounds', '3'),
         *('--sizes', *(f'{side}x{side}' for side in SIDES)),
