@@ -126,6 +126,7 @@ def load_tool(name: str):
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of a script
     spec.loader.exec_module(module)
     return module
 
