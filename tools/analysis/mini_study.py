@@ -110,13 +110,7 @@ STUDIES = {
         variants={
             # The same ViT without the full image; its map is half as fine, so the pyramid begins a step further up.
             'low resolution': Variant(
-                [
-                    *(
-                        'model.backbone.num_plain_layers=6',
-                        'model.backbone.out_indices=(1,)',
-                        'model.neck.start_level=0',
-                    ),
-                ]
+                ['model.backbone.num_plain_layers=6', 'model.backbone.out_indices=(1,)', 'model.neck.start_level=0']
             ),
             '25 %, attention': Variant(['model.backbone.select_ratio=0.25']),
             '25 %, random': Variant(['model.backbone.select_ratio=0.25', 'model.backbone.select_mode=random']),
