@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...ops.common import no_autocast
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
+from ..layers.bandpass import decay_factors, decay_factors_fit
 from .sequence_backbone import SequenceBackbone
 
 # Tokens that are computed together: within a chunk pairwise, between chunks through a state.
@@ -23,7 +24,8 @@ CHUNK = 128
 def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: int = CHUNK) -> Tensor:
     """``y_t = Σ_{s≤t} <q_t, k_s> e^{λ(t−s)} v_s``, in time and memory linear in the length of the sequence.
 
-    All exponents are negative or zero, so nothing overflows. The state is in float32 at least.
+    The decay is made part of queries and keys where its factors stay in range; elsewhere all exponents are negative or
+    zero. The state is in float32 at least.
 
     Args:
         q: Scaled queries, (B, heads, L, d).
@@ -37,24 +39,34 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     """
     length = q.shape[-2]
     chunk = min(chunk, length)
-    q, k, v = (
-        F.pad(at_least_float32(x), (0, 0, 0, -length % chunk)).unflatten(-2, (-1, chunk)) for x in (q, k, v)
-    )  # (B, heads, chunks, chunk, d)
-    position = torch.arange(chunk, device=q.device)
-    rate = rate.view(-1, 1, 1, 1)
-    distance = position.unsqueeze(-1) - position
-    decay = (rate * distance.clamp(min=0)).exp() * (distance >= 0)  # (heads, 1, chunk, chunk)
-    out = (q @ k.mT * decay) @ v
+    q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
+    over_chunk = (rate.view(-1, 1, 1, 1) * chunk).exp()  # what is left after a chunk
+    # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
+    if decay_factors_fit(rate, chunk, q.dtype):
+        q_factor, k_factor = (x.unsqueeze(1) for x in decay_factors(rate, chunk))
+        q, k = q * q_factor, k * k_factor
+        out = (q @ k.mT).tril_() @ v
+        added = k.mT @ v * over_chunk
+    else:
+        rate = rate.view(-1, 1, 1, 1)
+        position = torch.arange(chunk, device=q.device).unsqueeze(-1)
+        distance = position - position.mT
+        out = (q @ k.mT * (rate * distance.clamp(min=0)).exp() * (distance >= 0)) @ v
+        added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v
+        q = q * (rate * (position + 1)).exp()
 
-    position = position.unsqueeze(-1)
-    added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v  # what a chunk adds to the state: (…, chunks, d, d)
-    decay = (rate.squeeze(-1) * chunk).exp()
     state, states = torch.zeros_like(added[:, :, 0]), []
     for part in added.unbind(2):
         states.append(state)
-        state = state * decay + part
-    out = out + (q * (rate * (position + 1)).exp()) @ torch.stack(states, 2)
-    return out.flatten(2, 3)[:, :, :length]
+        state = state * over_chunk.squeeze(1) + part
+    # What the tokens read of the state, in one pass with the sum.
+    out = torch.baddbmm(*(x.flatten(0, 2) for x in (out, q, torch.stack(states, 2))))
+    return out.unflatten(0, v.shape[:3]).flatten(2, 3)[:, :, :length]
+
+
+def _split(x: Tensor, chunk: int) -> Tensor:
+    padding = -x.shape[-2] % chunk
+    return (F.pad(x, (0, 0, 0, padding)) if padding else x).unflatten(-2, (-1, chunk))
 
 
 class Retention(nn.Module):

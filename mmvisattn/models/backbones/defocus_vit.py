@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...ops.common import is_traced
 from ...registry import MODELS
 from ..layers import BandpassFilter, TransformerBlock
+from ..layers.bandpass import decay_factors, decay_factors_fit
 from .sequence_backbone import SequenceBackbone
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
 QUERY_BLOCK = 128
-# Largest exponent of a factor of the decay: the product with a query or key must stay in the range of float32.
-MAX_EXPONENT = 60.0
 
 
 def filtered_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, causal: bool = True) -> Tensor:
@@ -37,27 +35,15 @@ def filtered_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, cau
     """
     if rate is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
-    if causal and _can_be_folded(q, rate):
+    if causal and decay_factors_fit(rate, q.shape[-2], q.dtype):
         return folded_attention(q, k, v, rate)
     return blockwise_attention(q, k, v, rate, causal)
 
 
-def _can_be_folded(q: Tensor, rate: Tensor) -> bool:
-    # It depends on a value, which a graph cannot, and float16 has too small a range.
-    if is_traced() or q.device.type == 'meta' or q.dtype == torch.float16:
-        return False
-    return rate.detach().amin().item() * q.shape[-2] / 2 >= -MAX_EXPONENT
-
-
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
-    """Causal :func:`filtered_attention` by torch's fused attention.
-
-    Between a query and the keys before it ``e^{λ(t−s)} = e^{λ(t−m)} · e^{λ(m−s)}``, with m the middle of the sequence:
-    one factor goes to the query, the other to the key.
-    """
-    position = torch.arange(q.shape[-2], device=q.device) - (q.shape[-2] - 1) / 2
-    decay = (rate.view(-1, 1, 1) * position.unsqueeze(-1)).exp()  # (heads, L, 1)
-    q, k = (q * decay).to(q.dtype), (k / decay).to(k.dtype)
+    """Causal :func:`filtered_attention` by torch's fused attention, the decay being part of queries and keys."""
+    q_factor, k_factor = decay_factors(rate, q.shape[-2])
+    q, k = (q * q_factor).to(q.dtype), (k * k_factor).to(k.dtype)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
 
 

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,14 +7,27 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusRetNet
-from mmvisattn.models.backbones.defocus_retnet import chunkwise_retention
+from mmvisattn.models.backbones import DefocusRetNet, defocus_retnet
+from mmvisattn.models.backbones.defocus_retnet import CHUNK, chunkwise_retention
+from mmvisattn.models.layers import bandpass
+from mmvisattn.models.layers.bandpass import MAX_EXPONENT
 from mmvisattn.models.layers.patch_sequence import to_map
 from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, quadratic_retention, turned
 
 TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
 
 
+@pytest.fixture(params=['factors', 'pairs'])
+def decay(request, monkeypatch):
+    """How retention decays within a chunk: as factors of queries and keys, or pair by pair."""
+    if request.param == 'pairs':
+        monkeypatch.setattr(bandpass, 'MAX_EXPONENT', -1.0)
+    monkeypatch.setattr(defocus_retnet, 'decay_factors', (calls := Mock(side_effect=bandpass.decay_factors)))
+    yield
+    assert calls.called == (request.param == 'factors')
+
+
+@pytest.mark.usefixtures('decay')
 @pytest.mark.parametrize('length, chunk', [(1, 8), (7, 8), (8, 8), (37, 8), (37, 1), (64, 16)])
 def test_chunk_by_chunk_equals_the_quadratic_form(length, chunk):
     inputs = attention_inputs(length)
@@ -23,6 +38,7 @@ def test_chunk_by_chunk_equals_the_quadratic_form(length, chunk):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures('decay')
 def test_no_token_sees_a_later_one_to_the_bit():
     inputs = attention_inputs(37)
     out = chunkwise_retention(*inputs, 8)
@@ -35,10 +51,11 @@ def test_no_token_sees_a_later_one_to_the_bit():
         assert (changed[:, :, t] != out[:, :, t]).all()
 
 
-def test_fast_and_slow_decay_give_finite_values_and_gradients():
+@pytest.mark.parametrize('fastest', [-1e3, -2 * MAX_EXPONENT / CHUNK])  # too fast for factors; just not
+def test_fast_and_slow_decay_give_finite_values_and_gradients(fastest):
     q, k, v, _ = attention_inputs(300)
     q, k, v = (x.detach().float().requires_grad_() for x in (q, k, v))
-    rate = torch.tensor([-1e3, -1e-7, -5.0], requires_grad=True)
+    rate = torch.tensor([fastest, -1e-7, fastest / 200], requires_grad=True)
     out = chunkwise_retention(q, k, v, rate)
     assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(out.square().sum(), (q, k, v, rate)))
     expected = quadratic_retention(*(x.double() for x in (q, k, v, rate)))
@@ -53,6 +70,7 @@ def test_half_precision_inputs_are_summed_in_float32():
     torch.testing.assert_close(out, chunkwise_retention(*(x.float() for x in halves), rate.float(), 8))
 
 
+@pytest.mark.usefixtures('decay')
 def test_cost_is_linear_in_the_length():
     flops, largest = {}, {}
     for length in (128, 1024):

@@ -7,6 +7,8 @@ from torch import nn
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusViT, defocus_vit
 from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention, folded_attention
+from mmvisattn.models.layers import bandpass
+from mmvisattn.models.layers.bandpass import MAX_EXPONENT
 from mmvisattn.models.layers.patch_sequence import to_map
 from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, naive_attention, turned
 
@@ -29,7 +31,7 @@ def test_block_by_block_equals_the_whole_map(length, block, causal, decay):
 @pytest.mark.parametrize('length', [1, 37, 300])
 def test_fused_attention_equals_the_whole_map(length):
     inputs = attention_inputs(length)
-    inputs[3].data.clamp_(min=-2 * defocus_vit.MAX_EXPONENT / length)  # up to the largest factor that is let through
+    inputs[3].data.clamp_(min=-2 * MAX_EXPONENT / length)  # up to the largest factor that is let through
     out = filtered_attention(*inputs)
     expected = naive_attention(*inputs, causal=True)
     torch.testing.assert_close(out, expected)
@@ -42,11 +44,13 @@ def test_fused_attention_in_lower_precision(dtype, rtol):
     torch.manual_seed(0)
     length = 256
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.double) for _ in range(3))
-    rate = torch.tensor([-2 * defocus_vit.MAX_EXPONENT / length, -0.05, -1e-4], dtype=torch.double)
-    out = folded_attention(q.to(dtype), k.to(dtype), v.to(dtype), rate.float())
-    expected = naive_attention(q.to(dtype).double(), k.to(dtype).double(), v.to(dtype).double(), rate, causal=True)
+    rate = torch.tensor([-2 * MAX_EXPONENT / length, -0.05, -1e-4], dtype=torch.double)
+    inputs = [*(x.to(dtype).requires_grad_() for x in (q, k, v)), rate.float().requires_grad_()]
+    out = folded_attention(*inputs)
+    expected = naive_attention(*(x.detach().double() for x in inputs[:3]), rate, causal=True)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=rtol)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.float().square().sum(), inputs))
 
 
 @pytest.mark.parametrize('case', ['fast decay', 'not causal', 'float16', 'traced'])
@@ -62,7 +66,7 @@ def test_what_fused_attention_cannot_do_goes_block_by_block(case, monkeypatch):
     if case == 'float16':
         q, k, v, rate = (x.detach().half() for x in (q, k, v, rate))
     if case == 'traced':
-        monkeypatch.setattr(defocus_vit, 'is_traced', lambda: True)
+        monkeypatch.setattr(bandpass, 'is_traced', lambda: True)
     out = filtered_attention(q, k, v, rate, case != 'not causal')
     assert calls and out.isfinite().all()
 
