@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention  # noqa: 
 from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention  # noqa: E402
 from mmvisattn.models.layers import BandpassFilter  # noqa: E402
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back  # noqa: E402
+from mmvisattn.models.layers.relevance import estimate_attention_contrast  # noqa: E402
 from mmvisattn.models.layers.token_selection import TokenSelector  # noqa: E402
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d  # noqa: E402
 
@@ -150,11 +152,13 @@ def test_selected_attention(ratio, device):
     block, selector = HierarchicalBlock(dim, 3, mlp_ratio=2).eval(), TokenSelector(ratio=ratio)
     selection = selector(torch.rand(1, 4, 4), 2)
     real = torch.ones(4, 16, dtype=torch.bool)
+    estimate = partial(estimate_attention_contrast, grid=(4, 4))
+    tokens = torch.randn(1, low, dim), torch.randn(1, 4, 16, dim)
     with tool.CostCounter(block) as counter:
-        attend_and_write_back(block, torch.randn(1, low, dim), torch.randn(1, 4, 16, dim), selection, real, grid=(4, 4))
+        attend_and_write_back(block, *tokens, selection, real, estimate=estimate)
     tokens = low + high
     per_token = 3 * dim + dim + 2 * 2 * dim  # q, k, v; the projection; the MLP
-    relevance = 2 * low * low * dim  # a map of 4×4 has blocks of one query
+    relevance = 2 * low * low * dim  # a map of 4×4 has blocks of one key
     assert counter.flops[''] == 2 * tokens * per_token * dim + 2 * 2 * tokens**2 * dim + relevance
     assert counter.activations[''] == tokens * (3 * dim + dim + 2 * dim + dim)
 

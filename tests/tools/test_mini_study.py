@@ -36,7 +36,7 @@ def shrink_study(name, tmp_path, monkeypatch, options=()):
         study,
         variants=dict(study.variants),
         stages=[shrink(stage, data, options) for stage in study.stages],
-        data=[str(data), '--train', '4', '--val', '2'],
+        data=[[str(data), '--train', '4', '--val', '2']],
     )
     monkeypatch.setitem(study_tool.STUDIES, name, study)
     return study
@@ -68,6 +68,20 @@ def test_a_study_trains_each_variant_once_and_prints_the_table(study, tmp_path, 
     again = capsys.readouterr().out
     assert '$' not in again
     assert again.strip().splitlines()[-4:] == printed.strip().splitlines()[-4:]
+
+
+def test_what_was_trained_is_tested_under_other_settings(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(study.variants, 'neither')
+    study = dataclasses.replace(study, tests={'half the size': ('decay and rotation', ['test_dataloader.dataset.pipeline.1.scale=(80,64)'])})
+    monkeypatch.setitem(study_tool.STUDIES, 'filter', study)
+    folder = tmp_path / 'studies/filter'
+    study_tool.main(['filter', '--seeds', '1', '--jobs', '2', '--work-dir', str(tmp_path / 'studies')])
+    printed = capsys.readouterr().out
+    (command,) = re.findall(r'^\$ python tools/test.py .*$', printed, re.M)
+    assert str(folder / 'decay_and_rotation/seed1/iter_2.pth') in command and 'test_dataloader.dataset.pipeline.1.scale=(80,64)' in command
+    figures = json.loads((folder / 'half_the_size/seed1/result.json').read_text())
+    assert figures['mIoU'] >= 0 and 'aAcc' in figures
+    assert re.search(r'^\| half the size \| 0\.\d{3} \(', printed, re.M)
 
 
 def test_a_training_that_fails_stops_the_study(study, tmp_path, monkeypatch):

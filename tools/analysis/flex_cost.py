@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
 
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
+from mmvisattn.models.layers.relevance import ESTIMATES
 from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
 
 
@@ -113,6 +115,7 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
     grid = CellGrid(high_grid, (network.cell_size * network.zoom,) * 2)
     cells = grid.split(torch.randn(batch, *high_grid, dim, device=args.device))
     relevance = torch.rand(batch, low.shape[1], device=args.device)
+    estimate = partial(ESTIMATES[network.relevance], grid=low_grid)
 
     def layer() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
@@ -121,7 +124,7 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
     def layer_and_selection() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
             selection = selector(relevance.unflatten(1, low_grid), network.cell_size)
-            attend_and_write_back(block, low, cells, selection, grid=low_grid)
+            attend_and_write_back(block, low, cells, selection, estimate=estimate)
 
     high = gather_cells(cells, selector(relevance.unflatten(1, low_grid), network.cell_size).index)
     steps = dict(layer=layer, both=layer_and_selection)

@@ -64,27 +64,30 @@ class Study:
     Args:
         variants: The variants by name.
         stages: Trainings one after another; each starts from the weights of the one before.
-        data: Arguments of ``tools/data/make_mini.py`` that make the scenes.
+        data: Arguments of ``tools/data/make_mini.py`` that make the scenes, for each set of them.
+        tests: Settings under which a trained variant is tested once more: the variant and ``--cfg-options``, by name.
         flops_size: Height and width of the images for which backbone and neck are counted; None for no such column.
     """
 
     variants: dict[str, Variant]
     stages: list[Stage]
-    data: list[str] = field(default_factory=lambda: ['data/mini'])
+    data: list[list[str]] = field(default_factory=lambda: [['data/mini']])
+    tests: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     flops_size: tuple[int, int] | None = None
 
 
 # A job has one core, which loads its pictures too.
 ONE_PROCESS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-# Scenes of more and smaller objects, most of them no larger than a low-resolution token or two.
-SMALL_OBJECTS = 'data/mini_small'
+# Scenes of many small objects, and larger scenes of few of them.
+SMALL_OBJECTS = ['data/mini_small', *'--shares 0.6 0.4 0 --smallest 12 --objects 2 7 --val 200'.split()]
+SPARSE_OBJECTS = [
+    'data/mini_sparse',
+    *'--size 256 192 --shares 1 0 0 --smallest 12 --objects 2 5 --crowd 0 --val 200'.split(),
+]
 ADE_OF_SMALL = [
-    f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS}/ade/ADEChallengeData2016' for split in ('train', 'val')
+    f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS[0]}/ade/ADEChallengeData2016' for split in ('train', 'val')
 ]
-COCO_OF_SMALL = [
-    *(f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS}/coco/' for split in ('train', 'val')),
-    f'val_evaluator.ann_file={SMALL_OBJECTS}/coco/annotations/instances_val2017.json',
-]
+SELECT = 'model.backbone.select_'
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -110,26 +113,33 @@ STUDIES = {
         variants={
             # The same ViT without the full image; its map is half as fine, so the pyramid begins a step further up.
             'low resolution': Variant(
-                ['model.backbone.num_plain_layers=6', 'model.backbone.out_indices=(1,)', 'model.neck.start_level=0']
+                ['model.backbone.num_plain_layers=6', 'model.backbone.out_indices=(1,)', 'model.neck.start_level=1']
             ),
-            '25 %, attention': Variant(['model.backbone.select_ratio=0.25']),
-            '25 %, random': Variant(['model.backbone.select_ratio=0.25', 'model.backbone.select_mode=random']),
-            'all': Variant(['model.backbone.select_ratio=1.0']),
+            '25 %': Variant([SELECT + 'ratio=0.25']),
+            '25 %, random': Variant([SELECT + 'ratio=0.25', SELECT + 'mode=random']),
+            'all': Variant([SELECT + 'ratio=1.0']),
         },
         stages=[
             Stage(config='configs/mini/vit-mini_upernet_ade20k.py', options=[*ADE_OF_SMALL, *ONE_PROCESS], common=True),
             Stage(
-                config='configs/mini/mask-rcnn_flexvit-mini_simple-fpn_coco.py',
-                options=[
-                    *('train_cfg.max_epochs=8', 'train_cfg.val_interval=8'),
-                    *('param_scheduler.1.end=8', 'param_scheduler.1.T_max=8'),
-                    *(*COCO_OF_SMALL, *ONE_PROCESS),
-                ],
+                config='configs/mini/atss_flexvit-mini_simple-fpn_coco.py',
+                options=ONE_PROCESS,
                 metrics={'coco/bbox_mAP': 'AP', 'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP_s': 'AP small'},
             ),
         ],
-        data=[SMALL_OBJECTS, '--shares', '0.6', '0.4', '0', '--smallest', '12', '--objects', '2', '7', '--val', '200'],
-        flops_size=(128, 160),
+        data=[SMALL_OBJECTS, SPARSE_OBJECTS],
+        # The weights that know all cells, and less and less to look at.
+        tests={
+            f'all, tested at {ratio} %, {name}': ('all', [f'{SELECT}ratio={ratio / 100}', *options])
+            for ratio in (50, 25)
+            for name, options in {
+                'contrast': [],
+                'received': ['model.backbone.relevance=received'],
+                'random': [SELECT + 'mode=random'],
+            }.items()
+        }
+        | {'all, tested at 0 %': ('all', [SELECT + 'ratio=0.0'])},
+        flops_size=(192, 256),
     ),
     # What the neck buys a convolutional backbone.
     'neck': Study(
@@ -194,10 +204,10 @@ class Training:
         return [*words, '--cfg-options', *options]
 
     def run(self, threads: int) -> None:
-        """Train and write down the figures, unless an earlier run did.
+        """Do it and write down the figures, unless an earlier run did.
 
         Raises:
-            RuntimeError: If the training fails; its words are in ``log.txt``.
+            RuntimeError: If it fails; its words are in ``log.txt``.
         """
         if self.result_file.exists():
             return
@@ -211,12 +221,12 @@ class Training:
             status = subprocess.run(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
         if status:
             raise RuntimeError(f'{self.name}: status {status}; see {log.name}')
-        figures = {'minutes': (time.monotonic() - start) / 60} | (self.last_validation() if self.metrics else {})
+        figures = {'minutes': (time.monotonic() - start) / 60} | (self.read_figures() if self.metrics else {})
         self.result_file.write_text(json.dumps(figures))
         shown = ''.join(f'{label} {figures[key]:.4g}, ' for key, label in self.metrics.items())
         print(f'{self.name}: {shown}{figures["minutes"]:.1f} minutes', flush=True)
 
-    def last_validation(self) -> dict[str, float]:
+    def read_figures(self) -> dict[str, float]:
         """The figures of the newest validation in the logs."""
         key = next(iter(self.metrics))
         newest = sorted(self.folder.glob('*/vis_data/scalars.json'))[-1]
@@ -224,8 +234,22 @@ class Training:
         return next(line for line in reversed(lines) if key in line)
 
 
+class Test(Training):
+    """A test of what a training has made, with settings of its own; ``start`` is that training."""
+
+    def command(self) -> list[str]:
+        """The test, as words of a command."""
+        checkpoint = (self.start.folder / 'last_checkpoint').read_text().strip()
+        words = ['tools/test.py', self.config, checkpoint, '--work-dir', str(self.folder)]
+        return [*words, '--cfg-options', *self.options]
+
+    def read_figures(self) -> dict[str, float]:
+        """The figures of the newest test."""
+        return json.loads(sorted(self.folder.glob('*/*.json'))[-1].read_text())
+
+
 def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
-    """The trainings of each variant, stage by stage; a common stage is one training.
+    """The trainings of each variant, stage by stage, and what else is tested; a common stage is one training.
 
     Args:
         study: The study.
@@ -252,6 +276,17 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
                 )
             start = known[label]
             trainings[name].append(start)
+    for name, (variant, options) in study.tests.items():
+        start = trainings[variant][-1]
+        test = Test(
+            name=f'{name!r}, seed {seed}',
+            config=start.config,
+            options=[*start.options, *options],
+            metrics=start.metrics,
+            folder=folder / re.sub(r'\W+', '_', name) / f'seed{seed}',
+            start=start,
+        )
+        trainings[name] = [*trainings[variant][:-1], test]
     return trainings
 
 
@@ -291,7 +326,7 @@ def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> Non
     if study.flops_size:
         labels.append('MFLOPs of backbone and neck')
     print(f'\n| variant | {" | ".join(labels)} |\n|---|{"---|" * len(labels)}')
-    for variant in study.variants:
+    for variant in plans[0]:
         cells = []
         for number, stage in enumerate(study.stages):
             for key in stage.metrics:
@@ -314,10 +349,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     study = STUDIES[args.study]
-    subprocess.run([sys.executable, 'tools/data/make_mini.py', *study.data], cwd=ROOT, check=True)
+    for words in study.data:
+        subprocess.run([sys.executable, 'tools/data/make_mini.py', *words], cwd=ROOT, check=True)
     folder = (ROOT / args.work_dir / args.study).resolve()
     plans = [plan(study, seed, folder) for seed in args.seeds]
-    run_all([t for trainings in plans for stage in zip(*trainings.values()) for t in stage], args.jobs)
+    trainings = [t for variants in plans for stage in zip(*variants.values()) for t in stage]
+    run_all(sorted(trainings, key=lambda t: isinstance(t, Test)), args.jobs)  # tests last, when there is what to test
     print_table(study, plans)
 
 

@@ -9,15 +9,17 @@ they are.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, nearest
 from ...registry import MODELS
 from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, run_block
+from ..layers.relevance import ESTIMATES, Estimate
 from ..layers.token_selection import CellGrid, TokenSelector
 from .base_backbone import BaseBackbone
 
@@ -41,6 +43,8 @@ class FlexViT(BaseBackbone):
         num_plain_layers: Layers before the first hierarchical one, at least 1. With as many as there are in all, the
             network is a plain ViT, which with ``out_indices=(1,)`` does not look at the full image. Default: a quarter
             of all.
+        relevance: What makes a low-resolution token relevant: ``'contrast'``, that its attention differs from that of
+            its neighbours, or ``'received'``, the attention it receives, as in the paper. Default: ``'contrast'``.
         select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
             :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
         select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.25.
@@ -73,6 +77,7 @@ class FlexViT(BaseBackbone):
         pretrain_size: int = 224,
         zoom: int = 2,
         num_plain_layers: int | None = None,
+        relevance: str = 'contrast',
         select_mode: str = 'topk',
         select_ratio: float = 0.25,
         select_threshold: float = 48.0,
@@ -95,6 +100,12 @@ class FlexViT(BaseBackbone):
         self.patch_size = patch_size
         self.zoom = zoom
         self.num_plain_layers = num_plain_layers
+        if relevance not in ESTIMATES:
+            raise UserError(
+                f'FlexViT: `relevance` is {relevance!r}{nearest(relevance, ESTIMATES)}; set it to one of '
+                f'{tuple(ESTIMATES)}'
+            )
+        self.relevance = relevance
         self.low_only = num_plain_layers == depth and 0 not in self.out_indices
         self.cell_size = cell_size
         self.with_cp = with_cp
@@ -155,16 +166,17 @@ class FlexViT(BaseBackbone):
         high = None if self.low_only else self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)
         low_grid = tuple(low.shape[1:3])
         high_grid = tuple(n * self.zoom for n in low_grid)
-        low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid)
+        real = real_tokens(low_size, low_grid, x.device)
+        estimate = partial(ESTIMATES[self.relevance], grid=low_grid, real=real)
+        low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid, estimate)
 
         grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
         cells = None if high is None else grid.split(high)  # (B, cells, t, C)
-        real = real_tokens(low_size, low_grid, x.device)
         for i, block in enumerate(self.blocks[self.num_plain_layers :], self.num_plain_layers + 1):
             selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real)
-            next_grid = low_grid if i < len(self.blocks) else None  # nobody follows the selection of the last layer
+            needed = estimate if i < len(self.blocks) else None  # nobody follows the selection of the last layer
             low, cells, relevance = attend_and_write_back(
-                block, low, cells, selection, grid=next_grid, with_cp=self.with_cp and self.training
+                block, low, cells, selection, estimate=needed, with_cp=self.with_cp and self.training
             )
 
         low = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
@@ -187,7 +199,7 @@ class FlexViT(BaseBackbone):
         return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
 
     def forward_plain(
-        self, low: Tensor, high: Tensor | None, grid: tuple[int, int]
+        self, low: Tensor, high: Tensor | None, grid: tuple[int, int], estimate: Estimate | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The layers before the first hierarchical one.
 
@@ -195,9 +207,10 @@ class FlexViT(BaseBackbone):
             low: Low-resolution tokens, (B, N, C).
             high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
             grid: Hl and Wl, rows and columns of the low-resolution tokens.
+            estimate: How to estimate the relevance of the low-resolution tokens, or None.
 
         Returns:
-            The same two, and the relevance (B, N) that makes the first selection, if there is one to be made.
+            The same two, and the relevance (B, N) that makes the first selection, if it is asked for and there is one.
         """
         with_cp = self.with_cp and self.training
         windows = relevance = None
@@ -205,8 +218,8 @@ class FlexViT(BaseBackbone):
             window_grid = CellGrid(tuple(high.shape[1:3]), grid)
             windows = window_grid.split(high).flatten(0, 1)  # (B·zoom², N, C)
         for i in range(self.num_plain_layers):
-            selects = grid if self.num_plain_layers == i + 1 < len(self.blocks) else None
-            low, _, relevance = run_block(self.blocks[i], low, None, None, None, selects, with_cp=with_cp)
+            needed = estimate if self.num_plain_layers == i + 1 < len(self.blocks) else None
+            low, _, relevance = run_block(self.blocks[i], low, None, None, None, needed, with_cp=with_cp)
             if windows is not None:
                 windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
         if windows is not None:

@@ -13,7 +13,8 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .norm import at_least_float32
-from .token_selection import Selection, estimate_received_attention, gather_cells, write_cells
+from .relevance import Estimate
+from .token_selection import Selection, gather_cells, write_cells
 from .transformer_block import init_linear
 
 
@@ -121,7 +122,7 @@ class HierarchicalAttention(nn.Module):
         num_low: int,
         keep: Tensor | None = None,
         angles: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        estimate: Estimate | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend, and tell where on the way.
 
@@ -130,13 +131,13 @@ class HierarchicalAttention(nn.Module):
             num_low: N.
             keep: False for high-resolution tokens that nobody may look at, boolean, (B, M).
             angles: Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
-            grid: Rows and columns of the low-resolution tokens, to have their relevance estimated.
+            estimate: How to estimate the relevance of the low-resolution tokens, or None.
 
         Returns:
             The output (B, N + M, C), and the relevance (B, N) or None.
         """
         q, k, v = self.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
-        relevance = None if grid is None else estimate_received_attention(q, k, grid)
+        relevance = None if estimate is None else estimate(q, k)
         k_high = v_high = mask = None
         if self.kv_high is not None:  # even where nothing was selected, lest W' drop out of the graph
             high_angles = None if angles is None else angles[:, num_low:]
@@ -192,7 +193,7 @@ class HierarchicalBlock(nn.Module):
         high: Tensor | None = None,
         keep: Tensor | None = None,
         angles: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        estimate: Estimate | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Refine tokens of both resolutions; the arguments are those of :class:`HierarchicalAttention`.
 
@@ -201,7 +202,7 @@ class HierarchicalBlock(nn.Module):
             high: Selected high-resolution tokens, (B, M, C), or None.
             keep: (B, M) or None.
             angles: (B or 1, N + M, d / 2) or None.
-            grid: Rows and columns of the low-resolution tokens, or None.
+            estimate: How to estimate the relevance of the low-resolution tokens, or None.
 
         Returns:
             Low-resolution tokens (B, N, C), high-resolution tokens (B, M, C) or None, relevance (B, N) or None.
@@ -211,7 +212,7 @@ class HierarchicalBlock(nn.Module):
         # One tensor from here on: what is not attention is the same for both, and drop path skips both or neither.
         x = low if high is None else torch.cat([low, high], 1)
         normed = self.norm1(x)
-        y, relevance = self.attn(normed, num_low, keep, angles, grid)
+        y, relevance = self.attn(normed, num_low, keep, angles, estimate)
         if blend:
             plain, _ = self.attn(normed[:, :num_low], num_low, angles=None if angles is None else angles[:, :num_low])
             y = self._scale_high(y, num_low)
@@ -240,7 +241,7 @@ def attend_and_write_back(
     selection: Selection,
     real: Tensor | None = None,
     angles: tuple[Tensor, Tensor] | None = None,
-    grid: tuple[int, int] | None = None,
+    estimate: Estimate | None = None,
     with_cp: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
@@ -252,7 +253,7 @@ def attend_and_write_back(
         selection: The cells to take.
         real: False for tokens of a cell that lie beyond the map, (cells, t); None if there are none.
         angles: Rotary angles of the low-resolution tokens, (N, d / 2), and of the cells, (cells, t, d / 2), or None.
-        grid: Rows and columns of the low-resolution tokens, to have their relevance estimated.
+        estimate: How to estimate the relevance of the low-resolution tokens, or None.
         with_cp: Recompute the layer in the backward instead of keeping its activations.
 
     Returns:
@@ -267,5 +268,5 @@ def attend_and_write_back(
         keep = inside if keep is None else keep & inside
     if angles is not None:
         angles = torch.cat([angles[0].expand(len(low), -1, -1), angles[1][selection.index].flatten(1, 2)], 1)
-    low, high, relevance = run_block(block, low, high, keep, angles, grid, with_cp=with_cp)
+    low, high, relevance = run_block(block, low, high, keep, angles, estimate, with_cp=with_cp)
     return low, write_cells(cells, selection, high), relevance

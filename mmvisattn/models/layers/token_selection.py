@@ -1,9 +1,8 @@
-"""Which high-resolution tokens are worth attending to: those under the low-resolution tokens that receive attention.
+"""Which high-resolution tokens are worth attending to: those under the most relevant low-resolution tokens.
 
 After `FlexAttention for Efficient High-Resolution Vision-Language Models <https://arxiv.org/abs/2407.20228>`_ (Li et
-al., 2024). The relevance of a token is the attention it receives, summed over heads and queries. The map of relevance
-is normalised, max-pooled to coarse cells, so that regions stay whole, and the cells are chosen by a threshold, as in
-the paper, or by a fixed share. Nothing here passes a gradient.
+al., 2024). The map of relevance is normalised, max-pooled to coarse cells, so that regions stay whole, and the cells
+are chosen by a threshold, as in the paper, or by a fixed share. Nothing here passes a gradient.
 """
 
 from dataclasses import dataclass
@@ -16,10 +15,6 @@ from torch import Tensor, nn
 from ...errors import UserError, nearest
 
 SELECT_MODES = ('topk', 'threshold', 'random')
-# Received attention is estimated from averages over blocks of queries: at most so many a side of a block, and at least
-# so many blocks a side of the map, unless it has fewer queries.
-MAX_QUERY_BLOCK = 4
-MIN_QUERY_BLOCKS = 8
 
 
 class Selection(NamedTuple):
@@ -39,38 +34,6 @@ class Selection(NamedTuple):
         chosen = self.index.new_zeros(self.index.shape[0], shape[0] * shape[1], dtype=torch.bool)
         keep = torch.ones_like(self.index, dtype=torch.bool) if self.keep is None else self.keep
         return chosen.scatter(1, self.index, keep).unflatten(1, shape)
-
-
-def received_attention(attention: Tensor) -> Tensor:
-    """The attention each key receives, summed over heads and queries: (B, heads, Q, N) → (B, N)."""
-    return attention.detach().sum((1, 2))
-
-
-@torch.no_grad()
-def estimate_received_attention(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Received attention from averages over blocks of queries, where the map itself is never formed.
-
-    Fused attention does not give its map away, and to form it would cost as much again. Neighbours on the grid ask
-    similar questions, so one softmax of their mean query stands for a block. With 4×4 blocks, which a map of 32 tokens
-    a side has, it costs a 32nd of the map and its product with the values; smaller maps have smaller blocks. Every
-    query counts, so no token gains by its position, as under sampling, where those next to a sampled one would.
-
-    Args:
-        q: Queries of the low-resolution tokens in raster order, (B, heads, N, d).
-        k: Their keys, (B, heads, N, d).
-        grid: Rows and columns of the tokens, their product N.
-
-    Returns:
-        Relevance, (B, N), in float32 at least.
-    """
-    maps = q.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (B·heads, d, rows, columns)
-    block = [min(MAX_QUERY_BLOCK, max(n // MIN_QUERY_BLOCKS, 1)) for n in grid]
-    # At the border the average is over the queries that exist.
-    pooled = F.avg_pool2d(maps, block, ceil_mode=True, count_include_pad=False).flatten(2)  # (B·heads, d, m)
-    pooled = pooled.transpose(1, 2).unflatten(0, q.shape[:2])  # (B, heads, m, d)
-    logits = (pooled * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, m, N)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return received_attention(logits.softmax(-1))
 
 
 def min_max(relevance: Tensor) -> Tensor:
@@ -139,7 +102,7 @@ class TokenSelector(nn.Module):
         """Choose cells.
 
         Args:
-            relevance: Attention received by each low-resolution token, (B, rows, columns).
+            relevance: Relevance of each low-resolution token, (B, rows, columns).
             cells: Side of a cell, or number of rows and columns of cells, see :func:`pool_to_cells`.
             real: False where a token is only padding, boolean, (rows, columns) or with a batch dimension; such tokens
                 count as irrelevant.

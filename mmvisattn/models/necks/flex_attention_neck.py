@@ -1,6 +1,7 @@
 """FlexAttention between the levels of a feature pyramid."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, axial_angles, run_block
+from ..layers.relevance import estimate_received_attention
 from ..layers.token_selection import CellGrid, TokenSelector
 
 
@@ -108,14 +110,15 @@ class FlexAttentionNeck(BaseModule):
         cells = grid.split(high_map.permute(0, 2, 3, 1))  # (B, cells, t, C)
         real = grid.real_tokens(device)
         low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
+        estimate = partial(estimate_received_attention, grid=low_grid)
         cell_angles = grid.split(axial_angles(high_grid, 1, self.head_dim, device)[None])[0]
 
-        low, _, relevance = run_block(self.blocks[0], low, None, None, low_angles, low_grid, with_cp=with_cp)
+        low, _, relevance = run_block(self.blocks[0], low, None, None, low_angles, estimate, with_cp=with_cp)
         for i, block in enumerate(self.blocks[1:], 2):
             selection = self.selector(self.cover(relevance.unflatten(1, low_grid), high_grid), self.cell_size)
-            next_grid = low_grid if i < len(self.blocks) else None  # nobody follows the selection of the last layer
+            needed = estimate if i < len(self.blocks) else None  # nobody follows the selection of the last layer
             low, cells, relevance = attend_and_write_back(
-                block, low, cells, selection, real, (low_angles, cell_angles), next_grid, with_cp
+                block, low, cells, selection, real, (low_angles, cell_angles), needed, with_cp
             )
 
         outs = list(inputs)

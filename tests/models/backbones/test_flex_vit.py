@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.relevance import estimate_attention_contrast
 from mmvisattn.models.layers.token_selection import upsample_cells
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
@@ -109,7 +112,9 @@ def test_windows_of_the_plain_layers_are_encoded_like_images_of_their_own(zoom):
     network = build(num_plain_layers=2, zoom=zoom).eval()
     high = torch.randn(2, 3 * zoom, 4 * zoom, 24, dtype=torch.double)
     low = torch.randn(2, 12, 24, dtype=torch.double)
-    new_low, new_high, relevance = network.forward_plain(low, high, (3, 4))
+    new_low, new_high, relevance = network.forward_plain(
+        low, high, (3, 4), partial(estimate_attention_contrast, grid=(3, 4))
+    )
     assert relevance.shape == (2, 12)
     for row in range(zoom):
         for column in range(zoom):
@@ -368,6 +373,7 @@ def test_topk_compiles_to_one_graph_and_exports():
         (dict(zoom=1), '`zoom` is 1;.*integer from 2'),
         (dict(zoom=1.5), '`zoom` is 1.5'),
         (dict(select_ratio=25), '`select_ratio` is 25;.*from 0'),
+        (dict(relevance='contrasts'), "`relevance` is 'contrasts'.*did you mean 'contrast'"),
         (dict(select_mode='top-k'), "'top-k'.*did you mean 'topk'"),
         (dict(num_plain_layers=5), '`num_plain_layers` is 5, with 4 layers in all.*to 4'),
         (dict(num_plain_layers=0), 'from 1'),

@@ -1,4 +1,5 @@
 import ast
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from mmvisattn.models.layers.hierarchical_attention import (
     hierarchical_attention,
     rotate,
 )
-from mmvisattn.models.layers.token_selection import Selection, TokenSelector, received_attention, upsample_cells
+from mmvisattn.models.layers.relevance import estimate_attention_contrast, received_attention
+from mmvisattn.models.layers.token_selection import Selection, TokenSelector, upsample_cells
 from tests.golden import load, load_golden_weights
 from tests.models.layers.test_token_selection import inside_letterbox
+
+ESTIMATE = partial(estimate_attention_contrast, grid=(3, 3))
 
 # Against the authors' implementation: what only a language model has stands here.
 
@@ -266,7 +270,7 @@ def test_tokens_beyond_the_map_have_no_influence():
 def test_gradients_reach_what_they_should():
     block, low = build(), tokens(2, 9, requires_grad=True)
     cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]), requires_grad=True)
-    new_low, new_cells, relevance = attend_and_write_back(block, low, cells, selection, grid=(3, 3))
+    new_low, new_cells, relevance = attend_and_write_back(block, low, cells, selection, estimate=ESTIMATE)
     assert not relevance.requires_grad
     # through the low-resolution tokens alone, and through those written back alone
     for out in (new_low, new_cells[selection.mask((1, 6))[:, 0]]):
@@ -337,6 +341,6 @@ def test_half_precision_stays_near_full():
     block, low, high = build().float(), tokens(1, 9).float(), tokens(1, 8).float()
     expected = torch.cat(block(low, high)[:2], 1)
     with torch.autocast('cpu', torch.bfloat16):
-        out, _, relevance = block(low, high, grid=(3, 3))
+        out, _, relevance = block(low, high, estimate=ESTIMATE)
     assert relevance.dtype == torch.float32
     assert (out.float() - expected[:, :9]).abs().mean() < 0.05 * expected.abs().mean()

@@ -1,19 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.errors import UserError
-from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, hierarchical_attention
+from mmvisattn.models.layers.relevance import received_attention
 from mmvisattn.models.layers.token_selection import (
     CellGrid,
     Selection,
     TokenSelector,
-    estimate_received_attention,
     gather_cells,
     min_max,
     pool_to_cells,
-    received_attention,
     upsample_cells,
     write_cells,
 )
@@ -63,52 +60,6 @@ def test_masks_equal_the_golden_ones_to_the_bit(shape, threshold):
     np.testing.assert_array_equal(upsample_cells(last, (72, 72)).flatten(1), expected)
     if (shape, threshold) == ('square', 48):
         np.testing.assert_array_equal(last, golden['infer_square_thr48_9x9'].astype(bool))
-
-
-# The estimate of the received attention.
-
-
-def tokens_like_features(batch: int, heads: int, grid: tuple[int, int], dim: int, seed: int = 0) -> torch.Tensor:
-    """Random fields as smooth as features are from token to token, (batch, heads, N, dim)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(batch * heads, dim, *grid, generator=generator, dtype=torch.double)
-    smooth = torch.nn.functional.avg_pool2d(noise, 3, 1, 1, count_include_pad=False)
-    return (smooth * 3 + noise * 0.3).flatten(2).transpose(1, 2).unflatten(0, (batch, heads))
-
-
-def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Spearman's rank correlation."""
-    ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
-    return torch.corrcoef(ranks)[0, 1].item()
-
-
-@pytest.mark.parametrize('grid', [(12, 16), (9, 25), (33, 20)])
-def test_estimate_ranks_as_the_exact_received_attention(grid):
-    q, k = tokens_like_features(2, 4, grid, 16), tokens_like_features(2, 4, grid, 16, seed=1)
-    _, attention = hierarchical_attention(q, k, k, need_map=True)
-    estimate, exact = estimate_received_attention(q, k, grid), received_attention(attention)
-    assert all(rank_correlation(*pair) > 0.9 for pair in zip(estimate, exact))
-
-
-@pytest.mark.parametrize(('grid', 'block'), [((5, 7), (1, 1)), ((16, 24), (2, 3)), ((32, 64), (4, 4))])
-def test_estimate_is_exact_where_the_queries_of_a_block_ask_the_same(grid, block):
-    blocks = (grid[0] // block[0], grid[1] // block[1])
-    q = torch.randn(2, 3, *blocks, 8, dtype=torch.double).repeat_interleave(block[0], 2).repeat_interleave(block[1], 3)
-    k = torch.randn(2, 3, grid[0] * grid[1], 8, dtype=torch.double)
-    _, attention = hierarchical_attention(q.flatten(2, 3), k, k, need_map=True)
-    estimate = estimate_received_attention(q.flatten(2, 3), k, grid)
-    torch.testing.assert_close(estimate * block[0] * block[1], received_attention(attention))
-
-
-def test_estimate_costs_less_than_a_tenth_of_a_plain_layer():
-    block = HierarchicalBlock(96, 3, high_res=False).eval()
-    x = torch.randn(1, 32 * 32, 96)
-    flops = []
-    for grid in (None, (32, 32)):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            block(x, grid=grid)
-        flops.append(counter.get_total_flops())
-    assert 0 < flops[1] - flops[0] < 0.1 * flops[0]
 
 
 # Choosing cells.
@@ -161,14 +112,6 @@ def test_random_selection_differs_from_call_to_call():
     selector = TokenSelector('random', 0.5)
     masks = [selector(torch.rand(1, 8, 8), 1).mask((8, 8)) for _ in range(2)]
     assert not torch.equal(*masks) and all(mask.sum() == 32 for mask in masks)
-
-
-def test_selection_passes_no_gradient():
-    q = torch.randn(1, 2, 16, 4, requires_grad=True)
-    relevance = estimate_received_attention(q, q, (4, 4))
-    assert not relevance.requires_grad
-    _, attention = hierarchical_attention(q, q, q, need_map=True)
-    assert attention.requires_grad and not received_attention(attention).requires_grad
 
 
 # Cells of a map.
