@@ -5,8 +5,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
@@ -72,16 +74,48 @@ def test_flex_relevance_compares_each_layer_that_selects():
     torch.manual_seed(0)
     network = FlexViT(SMALL, patch_size=8, pretrain_size=64, num_plain_layers=1).eval()
     recorder = tool.Recorder(network)
+    sample = DetDataSample(metainfo=dict(scale_factor=(2.0, 3.0)))
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 48.0, 32.0], [1.0, 2.0, 9.0, 8.0]]))
+    recorder.annotate([sample, DetDataSample()])
+    chosen = []
+    network.selector.register_forward_hook(lambda *args: chosen.append(args[-1].mask((3, 3))[0].double().mean()))
     with torch.no_grad():
         network(torch.randn(2, 3, 96, 96))
-    assert list(recorder.figures) == [f'FlexViT layer {i}' for i in (1, 2, 3)]
-    for figures in recorder.figures.values():
-        assert len(figures) == 2
-        for correlation, shared, entropy in figures:
-            # the map is so small that no queries are averaged: the estimate is exact
-            assert (correlation, shared) == pytest.approx((1, 1)) and 0.9 < entropy < 1.0001
+    layers = [(f'FlexViT layer {i}', kind) for i in (1, 2, 3) for kind in ('contrast', 'received')]
+    assert list(recorder.agreement) == list(recorder.coverage) == layers
+    for layer in layers:
+        # The map is so small that nothing is averaged: the estimate is exact.
+        torch.testing.assert_close(torch.cat(recorder.agreement[layer]), torch.ones(2, 2).double())
+        shares = torch.cat(recorder.coverage[layer])
+        # The first box is the whole image: of it so much is covered as is chosen.
+        torch.testing.assert_close(shares[0], torch.full((2,), 2 / 9).double())
+        assert shares.shape == (2, 2) and (shares[:, 0] == shares[:, 1]).all()
+    assert set(recorder.chosen) == {2 / 9}
+    assert len(recorder.table()) == 2 + 6
+    assert '| FlexViT layer 1 | contrast | 1.000 (1.000) | 100.0% |' in recorder.table()[2]
     with pytest.raises(UserError, match='no FlexAttention'):
         tool.Recorder(torch.nn.Conv2d(3, 3, 1))
+
+
+def test_flex_relevance_prints_the_table_of_a_detector_with_backbone_and_neck(det_config, tmp_path, capsys):
+    config, checkpoint = flex_config(det_config, BACKBONE + WITH_NECK, tmp_path)
+    run_tool('analysis/flex_relevance', config, checkpoint, '--images', 2, '--work-dir', tmp_path)
+    printed = capsys.readouterr().out
+    assert re.search(r'^\d+ pictures, [\d.]+% of the cells chosen; ', printed, re.M)
+    rows = re.findall(r'^\| (\w+ layer \d) \| (\w+) \| .* \| [\d.]+% \| ([\d.]+)% \| ([\d.]+)% \|$', printed, re.M)
+    layers = [*(f'FlexViT layer {i}' for i in (1, 2, 3)), *(f'FlexAttentionNeck layer {i}' for i in (1, 2))]
+    assert [row[:2] for row in rows] == [(layer, kind) for layer in layers for kind in ('contrast', 'received')]
+    assert all(0 <= float(share) <= 100 for row in rows for share in row[2:])
+
+
+def test_covered_by_hand():
+    tool = load_tool('analysis/flex_relevance')
+    mask = torch.tensor([[True, False, False], [False, True, False]])
+    boxes = torch.tensor(
+        [[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 20.0, 16.0], [5.0, 4.0, 15.0, 12.0], [20.0, 0.0, 29.0, 9.0]]
+    )
+    shares = tool.covered(boxes, mask, (8, 10))
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.5, 0.5, 0.0]).double())
 
 
 def test_rank_correlation():

@@ -16,9 +16,9 @@ def shrink(stage, data, options):
     root = ADE if 'ade20k' in stage.config else COCO
     options = [
         *(*options, 'train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=1'),
-        *(f'{name}_dataloader.dataset.data_root={data / root}/' for name in ('train', 'val')),
-        *(f'{name}_dataloader.num_workers=0' for name in ('train', 'val')),
-        *(f'{name}_dataloader.persistent_workers=False' for name in ('train', 'val')),
+        *(f'{name}_dataloader.dataset.data_root={data / root}/' for name in ('train', 'val', 'test')),
+        *(f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')),
+        *(f'{name}_dataloader.persistent_workers=False' for name in ('train', 'val', 'test')),
     ]
     if root == ADE:
         options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
@@ -72,13 +72,18 @@ def test_a_study_trains_each_variant_once_and_prints_the_table(study, tmp_path, 
 
 def test_what_was_trained_is_tested_under_other_settings(study, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(study.variants, 'neither')
-    study = dataclasses.replace(study, tests={'half the size': ('decay and rotation', ['test_dataloader.dataset.pipeline.1.scale=(80,64)'])})
+    study = dataclasses.replace(
+        study, tests={'half the size': ('decay and rotation', ['test_dataloader.dataset.pipeline.1.scale=(80,64)'])}
+    )
     monkeypatch.setitem(study_tool.STUDIES, 'filter', study)
     folder = tmp_path / 'studies/filter'
     study_tool.main(['filter', '--seeds', '1', '--jobs', '2', '--work-dir', str(tmp_path / 'studies')])
     printed = capsys.readouterr().out
     (command,) = re.findall(r'^\$ python tools/test.py .*$', printed, re.M)
-    assert str(folder / 'decay_and_rotation/seed1/iter_2.pth') in command and 'test_dataloader.dataset.pipeline.1.scale=(80,64)' in command
+    assert (
+        str(folder / 'decay_and_rotation/seed1/iter_2.pth') in command
+        and 'test_dataloader.dataset.pipeline.1.scale=(80,64)' in command
+    )
     figures = json.loads((folder / 'half_the_size/seed1/result.json').read_text())
     assert figures['mIoU'] >= 0 and 'aAcc' in figures
     assert re.search(r'^\| half the size \| 0\.\d{3} \(', printed, re.M)

@@ -1,33 +1,30 @@
-"""How well the estimate that drives FlexAttention's selection ranks tokens, beside the exact received attention.
+"""What the relevances that may drive FlexAttention's selection point at, and how well their estimates rank tokens.
 
-For each layer that selects, over pictures of the test set: Spearman's rank correlation of the estimate with the exact
-column sums of the attention map, and the share of the cells chosen by the one that the other chooses too. The entropy
-of the attention, in parts of its maximum, tells how sharp it is.
+For each layer that selects and each relevance, over pictures of the test set: Spearman's rank correlation of the
+estimate with the exact relevance, which takes the whole attention map; the share of the chosen cells that both choose;
+and, if the pictures have boxes, the share of a box that lies in the cells chosen by the estimate and by the exact
+relevance, as a mean over boxes. Cells taken by chance would cover as large a share as is chosen.
 
 Example:
     python tools/analysis/flex_relevance.py CONFIG CHECKPOINT --images 32
 """
 
 import argparse
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
 
 # isort: split
 import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalAttention, hierarchical_attention
-from mmvisattn.models.layers.token_selection import (
-    TokenSelector,
-    estimate_received_attention,
-    min_max,
-    pool_to_cells,
-    received_attention,
-)
+from mmvisattn.models.layers.relevance import ESTIMATES, attention_contrast, received_attention
+from mmvisattn.models.layers.token_selection import TokenSelector
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,8 +44,43 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.cosine_similarity(*centred, dim=-1)
 
 
+def covered(boxes: Tensor, mask: Tensor, side: tuple[float, float]) -> Tensor:
+    """The share of each box that lies in chosen cells.
+
+    Args:
+        boxes: Left, top, right and bottom in pixels, (boxes, 4).
+        mask: True for the chosen cells, (rows, columns).
+        side: Height and width of a cell in pixels.
+
+    Returns:
+        (boxes,)
+    """
+    left, top, right, bottom = boxes.double().unsqueeze(-1).unbind(1)  # (boxes, 1)
+
+    def overlap(start: Tensor, end: Tensor, count: int, side: float) -> Tensor:
+        edges = torch.arange(count + 1, device=boxes.device) * side
+        return (torch.minimum(end, edges[1:]) - torch.maximum(start, edges[:-1])).clamp(min=0)  # (boxes, count)
+
+    rows, columns = (
+        overlap(*ends, *size)
+        for *ends, size in ((top, bottom, (mask.shape[0], side[0])), (left, right, (mask.shape[1], side[1])))
+    )
+    area = ((right - left) * (bottom - top)).squeeze(1)
+    return torch.einsum('nr,rc,nc->n', rows, mask.double(), columns) / area
+
+
+def boxes_of(sample: BaseDataElement) -> Tensor:
+    """The annotated boxes of a sample in pixels of the network's input, (boxes, 4); none if it has no boxes."""
+    instances = sample.get('gt_instances')
+    if instances is None or 'bboxes' not in instances:
+        return torch.zeros(0, 4)
+    # Test pipelines annotate the picture as it was before it was resized.
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    return boxes * boxes.new_tensor(sample.scale_factor).repeat(2)
+
+
 class Recorder:
-    """Compare estimate and truth whenever a layer estimates the relevance of its tokens.
+    """Compare the relevances whenever a layer estimates that of its tokens.
 
     Args:
         model: The detector or segmentor.
@@ -61,36 +93,73 @@ class Recorder:
         owners = [m for m in model.modules() if isinstance(getattr(m, 'selector', None), TokenSelector)]
         if not owners:
             raise UserError('the model has no FlexAttention; give the config of a FlexViT or FlexAttentionNeck')
-        self.figures: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        # By layer and relevance: rank correlation and share of cells, an entry a picture; coverage, an entry a box.
+        self.agreement: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        self.coverage: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        self.chosen: list[float] = []
+        self.boxes: list[Tensor] = []
+        self.image_size = (0, 0)
         for owner in owners:
-            for i, block in enumerate(owner.blocks):
-                name = f'{type(owner).__name__} layer {i + 1}'
-                block.attn.register_forward_pre_hook(self._hook(name, owner.selector, owner.cell_size))
+            for i, block in enumerate(owner.blocks, 1):
+                block.attn.register_forward_pre_hook(self._hook(f'{type(owner).__name__} layer {i}', owner))
+        getattr(model, 'backbone', model).register_forward_pre_hook(self._note_image)
 
-    def _hook(self, name: str, selector: TokenSelector, cell_size: int):
+    def annotate(self, samples: Iterable[BaseDataElement]) -> None:
+        """Give the samples of the next forward, for their boxes."""
+        self.boxes = [boxes_of(sample) for sample in samples]
+
+    def _note_image(self, backbone: nn.Module, args: tuple) -> None:
+        self.image_size = tuple(args[0].shape[-2:])
+
+    def _hook(self, name: str, owner: nn.Module):
         def compare(attn: HierarchicalAttention, args: tuple) -> None:
-            x, num_low, _, angles, grid = args
-            if grid is None:
+            x, num_low, _, angles, estimate = args
+            if estimate is None:
                 return
+            grid, real = estimate.keywords['grid'], estimate.keywords.get('real')
             q, k, v = attn.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
             _, attention = hierarchical_attention(q, k, v, need_map=True)
-            exact, estimate = received_attention(attention), estimate_received_attention(q, k, grid)
-            chosen = [
-                self._chosen(relevance.unflatten(1, grid), selector, cell_size) for relevance in (exact, estimate)
-            ]
-            shared = (chosen[0] & chosen[1]).sum(1) / chosen[0].sum(1).clamp(min=1)
-            entropy = torch.special.entr(attention).sum(-1).mean((1, 2)) / math.log(num_low)
-            self.figures[name] += zip(rank_correlation(exact, estimate).tolist(), shared.tolist(), entropy.tolist())
+            exact = {
+                'contrast': attention_contrast(attention.mT, grid, real),
+                'received': received_attention(attention),
+            }
+            if isinstance(owner, FlexViT):
+                token = (owner.patch_size * owner.zoom,) * 2
+            else:
+                token = tuple(n / m for n, m in zip(self.image_size, grid))
+            side = tuple(n * owner.cell_size for n in token)
+            for kind, function in ESTIMATES.items():
+                pair = function(q, k, **estimate.keywords), exact[kind]
+                masks = [self._cells(relevance, owner, grid, real) for relevance in pair]
+                shared = (masks[0] & masks[1]).sum((1, 2)) / masks[1].sum((1, 2)).clamp(min=1)
+                self.agreement[name, kind].append(torch.stack([rank_correlation(*pair), shared.double()], 1))
+                for boxes, *of_image in zip(self.boxes, *masks):
+                    shares = [covered(boxes.to(x.device), mask, side) for mask in of_image]
+                    self.coverage[name, kind].append(torch.stack(shares, 1))
+                self.chosen.append(masks[0].double().mean().item())
 
         return compare
 
     @staticmethod
-    def _chosen(relevance: Tensor, selector: TokenSelector, cell_size: int) -> Tensor:
-        scores = pool_to_cells(min_max(relevance), cell_size).flatten(1)
-        if selector.mode == 'threshold':
-            return scores * 255 > selector.threshold
-        best = scores.topk(selector.count(scores.shape[1])).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+    def _cells(relevance: Tensor, owner: nn.Module, grid: tuple[int, int], real: Tensor | None) -> Tensor:
+        shape = tuple(-(-n // owner.cell_size) for n in grid)
+        return owner.selector(relevance.unflatten(1, grid), owner.cell_size, real).mask(shape)
+
+    def table(self) -> list[str]:
+        """The figures as lines of Markdown."""
+        lines = [
+            '| layer | relevance | rank correlation, mean (least) | cells shared | of a box: estimate | exact |',
+            '|---|---|---|---|---|---|',
+        ]
+        for (name, kind), figures in self.agreement.items():
+            correlation, shared = torch.cat(figures).unbind(1)
+            shares = torch.cat(self.coverage[name, kind]) if self.coverage[name, kind] else torch.zeros(0, 2)
+            of_box = [f'{share:.1%}' for share in shares.mean(0)] if len(shares) else ['–', '–']
+            lines.append(
+                f'| {name} | {kind} | {correlation.mean():.3f} ({correlation.min():.3f}) | {shared.mean():.1%} | '
+                f'{" | ".join(of_box)} |'
+            )
+        return lines
 
 
 @cli.one_line_errors
@@ -111,19 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     seen = 0
     with torch.no_grad():
         for data in dataloader:
+            recorder.annotate(data['data_samples'])
             seen += len(runner.model.test_step(data))
             if seen >= args.images:
                 break
 
-    print(f'{seen} pictures; {args.config}')
-    print('| layer | rank correlation, mean | least | cells shared | entropy of the attention |')
-    print('|---|---|---|---|---|')
-    for name, figures in recorder.figures.items():
-        correlation, shared, entropy = torch.tensor(figures).unbind(1)
-        print(
-            f'| {name} | {correlation.mean():.3f} | {correlation.min():.3f} | {shared.mean():.1%} | '
-            f'{entropy.mean():.0%} of the maximum |'
-        )
+    share = sum(recorder.chosen) / len(recorder.chosen)
+    print(f'{seen} pictures, {share:.1%} of the cells chosen; {args.config}\n')
+    print(*recorder.table(), sep='\n')
 
 
 if __name__ == '__main__':
