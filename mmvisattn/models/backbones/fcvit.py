@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...ops.common import is_traced
 from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
+from ...ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
 from ...registry import MODELS
 from .base_backbone import BaseBackbone, run_blocks
 
@@ -24,8 +25,8 @@ from .base_backbone import BaseBackbone, run_blocks
 NUM_HEADS = 8
 REDUCTION = 8
 KERNEL_SIZE = 11
-# Largest inner map of a channel mixer at inference on a CPU. Beyond it the allocator takes fresh pages from the system
-# for every map, and faulting them in costs more than the convolutions.
+# Largest inner map of a channel mixer on a CPU. Beyond it the allocator takes fresh pages from the system every time,
+# and faulting them in costs more than the convolutions.
 MAX_HIDDEN_BYTES = 8 * 2**20
 
 
@@ -86,10 +87,10 @@ class TokenMixer(nn.Module):
         hidden = max(dim // 8, 16)
         self.gc1 = GlobalContext(dim, compete)
         self.dw1 = DepthwiseConv2d(dim, KERNEL_SIZE)
-        self.fc1 = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.fc1 = nn.Sequential(PointwiseConv2d(dim, hidden), nn.GELU(), PointwiseConv2d(hidden, dim))
         self.gc2 = GlobalContext(dim, compete)
         self.dw2 = DepthwiseConv2d(dim, KERNEL_SIZE)
-        self.fc2 = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.fc2 = nn.Sequential(PointwiseConv2d(dim, hidden), nn.GELU(), PointwiseConv2d(hidden, dim))
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,22 +110,23 @@ class ChannelMixer(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.fc1 = PointwiseConv2d(dim, hidden_dim)
         self.dwconv = DepthwiseConv2d(hidden_dim, 3)
         self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+        self.fc2 = PointwiseConv2d(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        if x.device.type == 'cpu' and not (torch.is_grad_enabled() or self.training or is_traced()):
+        if x.device.type == 'cpu' and not is_traced():
             hidden_bytes = x.numel() // x.shape[1] * self.fc1.out_channels * x.element_size()
-            return self.forward_in_chunks(x, -(-hidden_bytes // MAX_HIDDEN_BYTES))
+            if hidden_bytes > MAX_HIDDEN_BYTES:
+                return self.forward_in_chunks(x, -(-hidden_bytes // MAX_HIDDEN_BYTES))
         x = self.drop(self.act(self.dwconv(self.fc1(x))))
         return self.drop(self.fc2(x))
 
     def forward_in_chunks(self, x: Tensor, chunks: int) -> Tensor:
-        """The same without dropout, over groups of hidden channels: they meet in the last convolution only."""
+        """The same over groups of hidden channels: they meet in the last convolution only."""
         out = None
         for fc1_weight, fc1_bias, dw_weight, dw_bias, fc2_weight in zip(
             self.fc1.weight.chunk(chunks),
@@ -133,11 +135,11 @@ class ChannelMixer(nn.Module):
             self.dwconv.bias.chunk(chunks),
             self.fc2.weight.chunk(chunks, dim=1),
         ):
-            hidden = F.conv2d(x, fc1_weight, fc1_bias)
-            hidden = self.act(depthwise_conv2d(hidden, dw_weight, dw_bias, self.dwconv.padding[0]))
-            part = F.conv2d(hidden, fc2_weight, self.fc2.bias if out is None else None)
-            out = part if out is None else out.add_(part)
-        return out
+            hidden = pointwise_conv2d(x, fc1_weight, fc1_bias)
+            hidden = self.drop(self.act(depthwise_conv2d(hidden, dw_weight, dw_bias, self.dwconv.padding[0])))
+            part = pointwise_conv2d(hidden, fc2_weight, self.fc2.bias if out is None else None)
+            out = part if out is None else out + part
+        return self.drop(out)
 
 
 class Block(nn.Module):

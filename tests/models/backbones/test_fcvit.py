@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -103,14 +104,22 @@ def test_global_context_of_a_single_pixel_is_finite():
     assert torch.isfinite(context(x)).all()
 
 
-def test_inference_in_chunks_equals_the_whole(monkeypatch):
-    mixer = ChannelMixer(16, 80).eval()
-    x = torch.randn(2, 16, 9, 7)
+@pytest.mark.parametrize('training', [False, True])
+def test_channel_mixer_in_chunks_equals_the_whole(training, monkeypatch):
+    mixer = ChannelMixer(16, 80).double().train(training)
+    x = torch.randn(2, 16, 9, 7, dtype=torch.double, requires_grad=training)
     expected = mixer(x)
-    with torch.no_grad():
-        torch.testing.assert_close(mixer(x), expected)
-        monkeypatch.setattr('mmvisattn.models.backbones.fcvit.MAX_HIDDEN_BYTES', 2**10)
-        torch.testing.assert_close(mixer(x), expected)
+    monkeypatch.setattr('mmvisattn.models.backbones.fcvit.MAX_HIDDEN_BYTES', 2**12)
+    with mock.patch.object(mixer, 'forward_in_chunks', wraps=mixer.forward_in_chunks) as forward:
+        with torch.set_grad_enabled(training):
+            out = mixer(x)
+    forward.assert_called_once_with(x, 20)  # 80640 bytes
+    torch.testing.assert_close(out, expected)
+    if training:
+        inputs = [x, *mixer.parameters()]
+        weights = torch.randn_like(out)
+        gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (out, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 # The contract of a backbone.
