@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
@@ -98,6 +99,9 @@ def roi_align_backward(
     grad = widen(grad_output)
     boxes = rois.to(grad.dtype)
     if pool_mode == AVERAGE:
+        if grad.device.type == 'cpu':
+            _spread_average(grad, boxes, grad_input, spatial_scale, sampling_ratio, aligned)
+            return
         geometry = (spatial_scale, aligned_height, aligned_width)
         grad_input.copy_(
             torch.ops.torchvision._roi_align_backward(
@@ -114,6 +118,43 @@ def roi_align_backward(
             place = start + row * width + column
             total.index_add_(0, place.flatten(), (grad * weight_y * weight_x).flatten())
     grad_input.copy_(total.view_as(grad_input))
+
+
+def _spread_average(
+    grad: Tensor, boxes: Tensor, grad_input: Tensor, spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> None:
+    """Gradient of the average: each pixel sums up what the bins that it is in owe it, for all channels at once.
+
+    On a CPU torchvision adds sample by sample and channel by channel, with the weights worked out for each anew.
+
+    Args:
+        grad: (N, C, bins_y, bins_x).
+        boxes: (N, 5).
+        grad_input: (B, C, H, W) buffer.
+        spatial_scale: See :func:`roi_align_forward`.
+        sampling_ratio: See there.
+        aligned: See there.
+    """
+    bins_y, bins_x = grad.shape[2:]
+    images, _, height, width = grad_input.shape
+    batch = boxes[:, 0].long()
+    y_axis = _Axis(boxes[:, 2], boxes[:, 4], spatial_scale, bins_y, sampling_ratio, aligned)
+    x_axis = _Axis(boxes[:, 1], boxes[:, 3], spatial_scale, bins_x, sampling_ratio, aligned)
+    number = torch.arange(len(boxes) * bins_y * bins_x).view(-1, bins_y, bins_x, 1)
+    shares = [(number.new_zeros(0), number.new_zeros(0), grad.new_zeros(0))]  # pixel, bin, weight
+    for index, size_y, size_x in windows(y_axis.samples, x_axis.samples, 4 * bins_y * bins_x):
+        row, weight_y = y_axis.shares(index, size_y, height)
+        column, weight_x = x_axis.shares(index, size_x, width)
+        pixel = _outer(row * width, column, torch.add) + batch[index, None, None, None] * (height * width)
+        weight = _outer(weight_y, weight_x, torch.mul)
+        used = weight.flatten().nonzero().squeeze(1)
+        shares.append(tuple(part.flatten()[used] for part in (pixel, number[index].expand_as(pixel), weight)))
+    pixel, source, weight = (torch.cat(parts) for parts in zip(*shares))
+    pixel, order = pixel.sort()
+    first = torch.searchsorted(pixel, torch.arange(images * height * width))
+    table = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
+    total = F.embedding_bag(source[order], table, first, mode='sum', per_sample_weights=weight[order])
+    grad_input.copy_(total.view(images, height, width, -1).permute(0, 3, 1, 2))
 
 
 class _Axis:
@@ -147,6 +188,26 @@ class _Axis:
         sample = torch.arange(size, device=start.device)
         position = start + bins * step + (sample + 0.5) * step / samples
         return position, (sample < samples).expand(position.shape)
+
+    def shares(self, index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
+        """What pixels each bin of some boxes averages, with what weights: (n, bins, pixels) both.
+
+        Args:
+            index: The boxes.
+            size: Most samples of a bin.
+            length: Pixels of the map along the axis.
+        """
+        position, used = self.positions(index, size)
+        position = torch.where(used, position, position[..., :1])
+        (low, weight_low), (high, weight_high) = _neighbours(position, length)
+        used = used / self.samples[index, None, None]
+        pixel = torch.cat([low, high], 2)
+        weight = torch.cat([weight_low * used, weight_high * used], 2)
+        # The samples of a bin share pixels: one weight for each in the range of the bin.
+        first = pixel.amin(2, keepdim=True)
+        pixel = pixel - first
+        total = weight.new_zeros(*pixel.shape[:2], int(pixel.max()) + 1).scatter_add_(2, pixel, weight)
+        return (first + torch.arange(total.shape[2])).clamp(max=length - 1), total
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:

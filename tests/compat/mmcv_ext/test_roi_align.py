@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from mmcv.ops import RoIAlign, roi_align
 
 from tests.compat.mmcv_ext.devices import DEVICES
@@ -140,3 +141,20 @@ def test_module_in_a_batch_of_many_sizes():
     alone = torch.cat([pool(x, roi[None]) for roi in rois])
     assert torch.equal(together, alone)
     assert together.unique().numel() > 200
+
+
+@pytest.mark.parametrize('sampling_ratio', [0, 1, 2])
+def test_gradient_equals_that_of_torchvision(sampling_ratio):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 20, 27, dtype=torch.float64, requires_grad=True)
+    centres, sides = torch.rand(60, 2) * torch.tensor([130.0, 100.0]) - 10, torch.rand(60, 2) * 90 - 5
+    rois = torch.cat([torch.randint(3, (60, 1)), centres - sides / 2, centres + sides / 2], 1).double()
+    mask = torch.randn(60, 4, 3, 5, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((pooled * mask).sum(), x)[0]
+        for pooled in (
+            roi_align(x, rois, (3, 5), 0.25, sampling_ratio, 'avg', True),
+            torchvision.ops.roi_align(x, rois, (3, 5), 0.25, sampling_ratio, True),
+        )
+    ]
+    torch.testing.assert_close(*gradients)
