@@ -1,8 +1,10 @@
 from functools import partial
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn.ops import depthwise_conv
@@ -128,6 +130,16 @@ def test_traced_graph_shows_a_plain_convolution():
     conv = DepthwiseConv2d(4, 11)
     graph = torch.jit.trace(conv, torch.randn(1, 4, 12, 12)).inlined_graph
     assert 'aten::_convolution' in str(graph) and 'mmvisattn::' not in str(graph)
+
+
+@pytest.mark.parametrize('dynamo', [True, False])
+def test_onnx_shows_a_plain_convolution_that_computes_the_same(dynamo, tmp_path):
+    conv, x = DepthwiseConv2d(4, 11), torch.randn(1, 4, 12, 13)
+    torch.onnx.export(conv, (x,), tmp_path / 'conv.onnx', dynamo=dynamo)
+    model = onnx.load(tmp_path / 'conv.onnx')
+    assert [(node.domain, node.op_type) for node in model.graph.node] == [('', 'Conv')]
+    (out,) = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), conv(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='a compiled graph is plain before torch 2.7')

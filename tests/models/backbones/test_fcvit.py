@@ -2,9 +2,11 @@ import json
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from mmvisattn.errors import UserError
@@ -120,6 +122,15 @@ def test_channel_mixer_in_chunks_equals_the_whole(training, monkeypatch):
         weights = torch.randn_like(out)
         gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (out, expected)]
         torch.testing.assert_close(*gradients)
+
+
+def test_onnx_computes_the_same_with_standard_operators(tmp_path):
+    network, x = build().eval(), torch.randn(1, 3, 64, 96)
+    torch.onnx.export(network, (x,), tmp_path / 'fcvit.onnx', dynamo=True)
+    model = onnx.load(tmp_path / 'fcvit.onnx')
+    assert {node.domain for node in model.graph.node} == {''} and not model.functions
+    outs = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close([torch.from_numpy(out) for out in outs], list(network(x)), rtol=1e-3, atol=1e-4)
 
 
 # The contract of a backbone.
