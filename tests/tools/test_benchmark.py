@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from torch import nn
 
 from .conftest import ARCH, ROOT, TOOLS
@@ -220,6 +221,12 @@ def test_reference_of_a_model_has_that_of_its_backbone(tmp_path):
     network = networks.build(f'reference:{config}', 'model', (64, 64))
     assert isinstance(network.backbone, references.PlainFCViT)
     tool.make_step(network, networks.random_inputs(network, 2, (64, 64), CPU), make_args())()
+
+
+def test_reference_of_a_detector_has_the_roi_align_of_torchvision():
+    network = networks.build('reference:configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py', 'model', (64, 64))
+    layers = [module for module in network.modules() if isinstance(module, RoIAlign)]
+    assert len(layers) == 8 and all(layer.use_torchvision for layer in layers)
 
 
 @pytest.mark.parametrize('peer', tool.PEERS)

@@ -1,10 +1,14 @@
-"""What networks are measured against: the same formulas computed one by one with torch's own operators."""
+"""What networks are measured against: the same formulas, one by one, with torch's and torchvision's operators."""
 
 import sys
 from pathlib import Path
 from unittest import mock
 
+from mmvisattn import cli  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+
+# isort: split
 import torch
+from mmcv.ops import RoIAlign
 from torch import Tensor, nn
 
 from mmvisattn.models.backbones import DefocusMamba, FCViT, defocus_mamba
@@ -49,10 +53,16 @@ REFERENCES = {FCViT: PlainFCViT, DefocusMamba: PlainDefocusMamba}
 
 
 def to_reference(network: nn.Module) -> nn.Module | None:
-    """A backbone, or the one in a model, put into its plain formulation; None where there is none."""
+    """A backbone put into its plain formulation, or a model that has one; None where there is none.
+
+    The RoIAlign of a model becomes torchvision's, gradient included.
+    """
     if type(network) in REFERENCES:
         return REFERENCES[type(network)](network)
     if type(getattr(network, 'backbone', None)) not in REFERENCES:
         return None
     network.backbone = to_reference(network.backbone)
+    for module in network.modules():
+        if isinstance(module, RoIAlign):
+            module.use_torchvision = True
     return network

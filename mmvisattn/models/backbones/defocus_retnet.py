@@ -44,8 +44,8 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
     if decay_factors_fit(rate, chunk, q.dtype):
         q_factor, k_factor = (x.unsqueeze(1) for x in decay_factors(rate, chunk))
-        q, k = q * q_factor, k * k_factor
-        out = (q @ k.mT).tril_() @ v
+        q, k = _Scaled.apply(q, q_factor), _Scaled.apply(k, k_factor)
+        out = _Causal.apply(q @ k.mT) @ v
         added = k.mT @ v * over_chunk
     else:
         rate = rate.view(-1, 1, 1, 1)
@@ -62,6 +62,38 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     # What the tokens read of the state, in one pass with the sum.
     out = torch.baddbmm(*(x.flatten(0, 2) for x in (out, q, torch.stack(states, 2))))
     return out.unflatten(0, v.shape[:3]).flatten(2, 3)[:, :, :length]
+
+
+# What these two get as gradient is a product that nobody else holds, so they work in place: fresh memory costs more
+# than the arithmetic. Not where a graph of the gradient is made.
+
+
+class _Scaled(torch.autograd.Function):
+    """Chunks (B, heads, chunks, chunk, d) times factors (heads, 1, chunk, 1)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, factor = ctx.saved_tensors
+        factor_grad = (grad * x).sum((0, 2, 4)).view_as(factor) if ctx.needs_input_grad[1] else None
+        return grad * factor if torch.is_grad_enabled() else grad.mul_(factor), factor_grad
+
+
+class _Causal(torch.autograd.Function):
+    """Zero what lies above the diagonal, in place."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor) -> Tensor:
+        ctx.mark_dirty(scores)
+        return scores.tril_()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.tril() if torch.is_grad_enabled() else grad.tril_()
 
 
 def _split(x: Tensor, chunk: int) -> Tensor:

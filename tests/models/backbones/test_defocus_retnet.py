@@ -39,6 +39,11 @@ def test_chunk_by_chunk_equals_the_quadratic_form(length, chunk):
 
 
 @pytest.mark.usefixtures('decay')
+def test_second_derivatives():
+    assert torch.autograd.gradgradcheck(lambda *inputs: chunkwise_retention(*inputs, 3), attention_inputs(5))
+
+
+@pytest.mark.usefixtures('decay')
 def test_no_token_sees_a_later_one_to_the_bit():
     inputs = attention_inputs(37)
     out = chunkwise_retention(*inputs, 8)
