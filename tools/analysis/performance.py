@@ -39,7 +39,6 @@ SIDES = (256, 512, 768, 1024, 1280, 1536)
 RUNS = {
     'fcvit-forward': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12'],
     'fcvit-train': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12', '--step', 'train'],
-    'fcvit-compiled': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12', '--step', 'train', '--compile'],
     'fcvit-peers': ['benchmark.py', 'FCViT:b12', '--peers', '--step', 'train'],
     'fcvit-mini': [
         *('benchmark.py', f'reference:{MINI}', MINI),
@@ -60,7 +59,7 @@ RUNS = {
     'attention': ['benchmark_attention.py'],
     'flex-cost': [
         *('flex_cost.py', '--sizes', '512x512', '768x768', '1024x1024', '800x1344'),
-        *('--batches', '1', '2', '--rounds', '3'),
+        *('--batches', '1', '2', '--rounds', '2'),
     ],
     'flex-train': ['benchmark.py', 'FlexViT:base', VIT, '--step', 'train', '--sizes', '1024x1024', '--rounds', '3'],
     'neck': [

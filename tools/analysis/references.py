@@ -26,9 +26,9 @@ def materialising_scan(
     added = torch.einsum('bdl,bnl,bdl->bdln', delta, B, u)
     h = u.new_zeros(u.shape[0], *A.shape)
     y = []
-    for t in range(u.shape[2]):
-        h = decay[:, :, t] * h + added[:, :, t]
-        y.append(torch.einsum('bdn,bn->bd', h, C[:, :, t]))
+    for decay_t, added_t, C_t in zip(decay.unbind(2), added.unbind(2), C.unbind(2), strict=True):
+        h = decay_t * h + added_t
+        y.append(torch.einsum('bdn,bn->bd', h, C_t))
     return torch.stack(y, dim=2)
 
 
