@@ -224,7 +224,7 @@ def test_reference_of_a_model_has_that_of_its_backbone(tmp_path):
 
 
 def test_reference_of_a_detector_has_the_roi_align_of_torchvision():
-    network = networks.build('reference:configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py', 'model', (64, 64))
+    network = networks.build(f'reference:{ROOT}/configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py', 'model', (64, 64))
     layers = [module for module in network.modules() if isinstance(module, RoIAlign)]
     assert len(layers) == 8 and all(layer.use_torchvision for layer in layers)
 
