@@ -59,13 +59,13 @@ def test_detector(name):
     DETECTORS[name](config)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(config)
+        model.init_weights()  # until then DINO's `level_embed` is whatever the memory held
         data = demo_mm_inputs(2, [[3, 64, 64], [3, 48, 80]], num_classes=80, with_mask=True)
         losses = model(**model.data_preprocessor(data, True), mode='loss')
         check_gradients(model, losses)
         model.eval()
-        if 'roi_head' in config:
-            # An untrained head is sure of nothing; let it answer all the same.
-            model.roi_head.test_cfg.score_thr = 0
+        # An untrained head is sure of nothing; let it answer all the same.
+        (model.roi_head if 'roi_head' in config else model.bbox_head).test_cfg.score_thr = 0
         with torch.no_grad():
             results = model(**model.data_preprocessor(data, False), mode='predict')
     for result in results:
@@ -112,6 +112,7 @@ def test_segmentor(name):
     data = dict(inputs=[torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in samples], data_samples=samples)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(config)
+        model.init_weights()
         losses = model(**model.data_preprocessor(data, True), mode='loss')
         check_gradients(model, losses)
         model.eval()

@@ -21,7 +21,8 @@ import networks  # noqa: E402
 import references  # noqa: E402
 
 from mmvisattn.errors import UserError  # noqa: E402
-from mmvisattn.models.backbones import DefocusMamba  # noqa: E402
+from mmvisattn.models.backbones import DefocusMamba, FCViT  # noqa: E402
+from mmvisattn.registry import MODELS  # noqa: E402
 
 BACKBONE = f"dict(type='mmvisattn.FCViT', arch={ARCH}, out_indices=(0, 1))"
 CPU = torch.device('cpu')
@@ -192,6 +193,27 @@ def test_parts_of_a_config(tmp_path):
     ]
     backbone = networks.build(str(config), 'backbone', (64, 64))
     assert [out.shape[1] for out in backbone(torch.randn(1, 3, 64, 64))] == [16, 16, 32, 32]
+
+
+def test_weights_are_initialised_and_none_are_fetched(tmp_path, monkeypatch):
+    class LateInit(FCViT):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.level_embed = nn.Parameter(torch.full((4,), math.nan))
+
+        def init_weights(self):
+            super().init_weights()
+            nn.init.normal_(self.level_embed)
+
+    monkeypatch.setitem(MODELS.module_dict, 'LateInit', LateInit)
+    config = tmp_path / 'config.py'
+    backbone = BACKBONE.replace('FCViT', 'LateInit')
+    inits = "[dict(type='Pretrained', checkpoint='nowhere.pth'), dict(type='Constant', layer='Conv2d', val=3)]"
+    config.write_text(f"default_scope = 'mmdet'\nmodel = dict(backbone={backbone[:-1]}, init_cfg={inits}))\n")
+    network = networks.build(str(config), 'backbone', (64, 64))
+    assert network.level_embed.isfinite().all()
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions and all((module.weight == 3).all() for module in convolutions)
 
 
 def test_names_of_backbones():

@@ -11,7 +11,8 @@ from mmvisattn import cli  # first: with it the toolboxes run without a compiled
 import numpy as np
 import timm
 import torch
-from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel, BaseModule, PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from references import REFERENCES, to_reference
@@ -29,7 +30,7 @@ PARTS = ('backbone', 'neck', 'model')
 OBJECTS = 8  # in each image that a detector is trained on
 
 
-class BackboneAndNeck(nn.Module):
+class BackboneAndNeck(BaseModule):
     """A model without its heads.
 
     Args:
@@ -90,7 +91,27 @@ def _build_config(name: str, part: str) -> nn.Module:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         parts = [MODELS.build(cfg.model[key]) for key in wanted]
         network = MODELS.build(cfg.model) if part == 'model' else parts[0]
-    return revert_sync_batchnorm(BackboneAndNeck(*parts) if part == 'neck' else network)
+    if part == 'neck':
+        network = BackboneAndNeck(*parts)
+    if not next(network.parameters()).is_meta:
+        _initialise(network)
+    return revert_sync_batchnorm(network)
+
+
+def _initialise(network: nn.Module) -> None:
+    """Random weights as in training: some parameters (DINO's ``level_embed``) hold what the memory held until then."""
+    for module in network.modules():
+        init_cfg = getattr(module, 'init_cfg', None) or []
+        kept = [init for init in ([init_cfg] if isinstance(init_cfg, dict) else init_cfg) if not _is_pretrained(init)]
+        if init_cfg:
+            module.init_cfg = kept
+    MMLogger.get_current_instance().setLevel('WARNING')  # else one line for each parameter
+    if hasattr(network, 'init_weights'):
+        network.init_weights()
+
+
+def _is_pretrained(init: dict) -> bool:
+    return init['type'] in ('Pretrained', PretrainedInit)
 
 
 def _config_path(name: str) -> str:
