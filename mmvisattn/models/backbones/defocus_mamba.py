@@ -59,10 +59,11 @@ class CausalDepthwiseConv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) → (B, L, D)."""
         length, taps = x.shape[1], self.kernel_size[0]
-        weight, out = self.weight[:, 0].to(x.dtype), self.bias.to(x.dtype)
+        weight = self.weight[:, 0].to(x.dtype)
         x = F.pad(x, (0, 0, taps - 1, 0))
-        for i in range(taps):
-            out = torch.addcmul(out, x[:, i : i + length], weight[:, i])
+        out = torch.addcmul(self.bias.to(x.dtype), x[:, :length], weight[:, 0])
+        for i in range(1, taps):
+            out.addcmul_(x[:, i : i + length], weight[:, i])
         return out
 
 
@@ -125,8 +126,9 @@ class Mixer(nn.Module):
         B, C = rotate(weights, self.freq, self.rope_scale).unbind(1)
 
         u = at_least_float32(u)
-        delta = at_least_float32(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias
-        delta = F.softplus(delta) / self.delta_scale
+        # In place where no gradient needs what was there: long sequences wait for memory.
+        delta = at_least_float32(F.linear(dt, self.dt_proj.weight)).add_(self.dt_proj.bias)
+        delta = F.softplus(delta).div_(self.delta_scale)
         A = -at_least_float32(self.A_log).exp()
         scanned = (u.mT, delta.mT, A, B.mT, C.mT)
         y = selective_scan(*scanned, backend=self.scan_backend)  # (B, D, L)
@@ -134,7 +136,7 @@ class Mixer(nn.Module):
         if y.device.type == 'cpu' and not is_traced() and not y[..., -1:].isfinite().all():
             check_finite(y, *scanned)
         y = group_rms_norm(y.mT, self.group_norm_size)
-        y = (y + self.D * u) * F.silu(at_least_float32(gate))
+        y = torch.addcmul(y, self.D, u) * F.silu(at_least_float32(gate))
         return self.out_proj(y.to(x.dtype))
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ...ops.common import is_traced
 from .norm import at_least_float32
 
-# Largest exponent of a factor of the decay: the product of two of them, a query and a key must stay in range.
-MAX_EXPONENT = 32.0
+# Largest exponent of a factor of the decay. A masked product of query and key holds two of them, and float32 ends at
+# e^88: ten million are left for query and key themselves.
+MAX_EXPONENT = 36.0
 
 
 def decay_factors_fit(rate: Tensor, length: int, dtype: torch.dtype) -> bool:

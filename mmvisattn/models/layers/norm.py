@@ -24,7 +24,9 @@ def group_rms_norm(x: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
         (..., C), float32 or float64.
     """
     groups = at_least_float32(x).unflatten(-1, (-1, group_size))
-    return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+    # The norm reads the tokens once; their squares would be written down first.
+    mean_square = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square() / group_size
+    return (groups * torch.rsqrt(mean_square + eps)).flatten(-2)
 
 
 @MODELS.register_module()
