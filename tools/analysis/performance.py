@@ -56,7 +56,7 @@ RUNS = {
         *('--step', 'train', '--rounds', '3'),
     ],
     'window': ['benchmark.py', MAMBA, 'DefocusMamba:base,token_order=window', '--rounds', '5'],
-    'attention': ['benchmark_attention.py'],
+    'attention': ['benchmark_attention.py', '--rounds', '25'],
     'flex-cost': [
         *('flex_cost.py', '--sizes', '512x512', '768x768', '1024x1024', '800x1344'),
         *('--batches', '1', '2', '--rounds', '2'),
