@@ -40,13 +40,14 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     length = q.shape[-2]
     chunk = min(chunk, length)
     q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
-    over_chunk = (rate.view(-1, 1, 1, 1) * chunk).exp()  # what is left after a chunk
+    over_chunk = (rate.view(-1, 1, 1) * chunk).exp()  # what is left after a chunk
     # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
-    if decay_factors_fit(rate, chunk, q.dtype):
+    factored = decay_factors_fit(rate, chunk, q.dtype)
+    if factored:
         q_factor, k_factor = (x.unsqueeze(1) for x in decay_factors(rate, chunk))
         q, k = _Scaled.apply(q, q_factor), _Scaled.apply(k, k_factor)
         out = _Causal.apply(q @ k.mT) @ v
-        added = k.mT @ v * over_chunk
+        added = k.mT @ v
     else:
         rate = rate.view(-1, 1, 1, 1)
         position = torch.arange(chunk, device=q.device).unsqueeze(-1)
@@ -58,7 +59,8 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     state, states = torch.zeros_like(added[:, :, 0]), []
     for part in added.unbind(2):
         states.append(state)
-        state = state * over_chunk.squeeze(1) + part
+        # The factors of the keys decay to the middle of the chunk, and those of the queries go on from there.
+        state = (state + part) * over_chunk if factored else torch.addcmul(part, state, over_chunk)
     # What the tokens read of the state, in one pass with the sum.
     out = torch.baddbmm(*(x.flatten(0, 2) for x in (out, q, torch.stack(states, 2))))
     return out.unflatten(0, v.shape[:3]).flatten(2, 3)[:, :, :length]
