@@ -93,7 +93,7 @@ def _build_config(name: str, part: str) -> nn.Module:
         network = MODELS.build(cfg.model) if part == 'model' else parts[0]
     if part == 'neck':
         network = BackboneAndNeck(*parts)
-    if not next(network.parameters()).is_meta:
+    if not any(parameter.is_meta for parameter in network.parameters()):
         _initialise(network)
     return revert_sync_batchnorm(network)
 
@@ -101,17 +101,13 @@ def _build_config(name: str, part: str) -> nn.Module:
 def _initialise(network: nn.Module) -> None:
     """Random weights as in training: some parameters (DINO's ``level_embed``) hold what the memory held until then."""
     for module in network.modules():
-        init_cfg = getattr(module, 'init_cfg', None) or []
-        kept = [init for init in ([init_cfg] if isinstance(init_cfg, dict) else init_cfg) if not _is_pretrained(init)]
+        init_cfg = getattr(module, 'init_cfg', None)
         if init_cfg:
-            module.init_cfg = kept
+            inits = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+            module.init_cfg = [init for init in inits if init['type'] not in ('Pretrained', PretrainedInit)]
     MMLogger.get_current_instance().setLevel('WARNING')  # else one line for each parameter
     if hasattr(network, 'init_weights'):
         network.init_weights()
-
-
-def _is_pretrained(init: dict) -> bool:
-    return init['type'] in ('Pretrained', PretrainedInit)
 
 
 def _config_path(name: str) -> str:
