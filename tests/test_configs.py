@@ -110,19 +110,6 @@ def test_parameters_of_defocus(name, backbone, millions):
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
-def test_recipe_of_dino():
-    cfg = load(Path('configs/defocus/dino-4scale_defocus-mamba-b_8xb2-12e_coco.py'))
-    model = MODELS.build(cfg.model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
-    for group in groups:
-        (parameter,) = group['params']
-        name = names[parameter]
-        slow = name.startswith('backbone.') or 'sampling_offsets' in name
-        assert group['lr'] == pytest.approx(2e-5 if slow else 2e-4), name
-        assert group['weight_decay'] == (0 if parameter.ndim == 1 or 'A_log' in name else 1e-4), name
-
-
 @pytest.mark.parametrize(
     ('name', 'backbone', 'millions'),
     [
