@@ -1,6 +1,6 @@
 # No result was published. Ours: mmdet's 36 epochs (12 × 3 repeats) with images of 640 to 800 pixels, mixed precision,
-# batch 16 (8 GPUs × 2). From ConvNeXt's Cascade Mask R-CNN come AdamW 2e-4, weight decay 0.05, learning rates that fall by
-# 0.7 in six groups (there of blocks, here of stages) and drop path 0.4; its crops and its larger box heads do not.
+# batch 16 (8 GPUs × 2). From ConvNeXt's Cascade Mask R-CNN come AdamW 2e-4, weight decay 0.05, learning rates that fall
+# by 0.7 in six groups (there of blocks, here of stages) and drop path 0.4; its crops and its larger box heads do not.
 # BatchNorm of stem and steps down is synchronised, since 2 images a GPU are too few for statistics.
 _base_ = [
     '../_base_/mmvisattn.py',

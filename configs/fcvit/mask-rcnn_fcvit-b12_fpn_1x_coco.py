@@ -1,5 +1,5 @@
-# As released: AdamW 2e-4, weight decay 1e-4 on everything, mixed precision, 12 epochs. The authors' file leaves the batch
-# to mmdet's base, 2 images on each of 8 GPUs.
+# As released: AdamW 2e-4, weight decay 1e-4 on everything, mixed precision, 12 epochs. The authors' file leaves the
+# batch to mmdet's base, 2 images on each of 8 GPUs.
 _base_ = [
     '../_base_/mmvisattn.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
