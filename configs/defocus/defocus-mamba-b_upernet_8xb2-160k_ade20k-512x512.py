@@ -2,7 +2,7 @@
 # paper's training aids are on: scheduled drop path, and an auxiliary loss on pooled features, which here tells the
 # classes that are in the image.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_160k.py',

@@ -1,7 +1,7 @@
 # As released: AdamW 2e-4, a tenth of that for the backbone and the sampling offsets, drop path 0.5, the multi-scale
 # augmentation of DETR, 12 epochs, batch 16 (8 GPUs × 2), single precision.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
 ]
 

@@ -1,7 +1,7 @@
 # No result was published. The recipe is that of ConvNeXt's UPerNet: AdamW 1e-4, layer-wise decay, batch 16
 # (8 GPUs × 2).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_160k.py',

@@ -1,6 +1,6 @@
 # As published: AdamW 2e-4, mixed precision, 12 epochs, batch 32 (8 GPUs × 4).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',

@@ -1,6 +1,6 @@
 # The published recipe of Mask R-CNN on RetinaNet: AdamW 2e-4, mixed precision, 12 epochs, batch 32 (8 GPUs × 4).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',
