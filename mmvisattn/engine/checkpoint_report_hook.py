@@ -56,9 +56,8 @@ class CheckpointReportHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """See :func:`report_checkpoint`."""
-        if runner._resume and not (
-            'message_hub' in checkpoint and {'epoch', 'iter'} <= set(checkpoint.get('meta', ()))
-        ):
+        meta = checkpoint.get('meta') or {}
+        if runner._resume and not ('epoch' in meta and 'iter' in meta and 'message_hub' in checkpoint):
             raise UserError(
                 'the checkpoint to resume from does not say how far its training had come; give one that mmengine '
                 'wrote, or set `load_from` without `--resume` to start anew from its weights'

@@ -15,12 +15,12 @@ DROP_PATHS = (TimmDropPath, MMCVDropPath)
 
 @HOOKS.register_module()
 class ScheduledDropPathHook(Hook):
-    """Change the drop path rate of the backbone, or of all backbones that a model wraps, linearly with the progress of training.
+    """Change the drop path rate of the backbone linearly with the progress of training.
 
     As in `De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_: a large rate is wanted, but not from the
     start. The rate of a layer keeps the share of the highest one that the backbone was built with, so for a backbone
     whose rates rise linearly over ``depth`` layers, layer l has ``linspace(0, r, depth)[l]`` throughout. The rate
-    follows from the progress alone, hence is right after resuming.
+    follows from the progress alone, hence is right after resuming. Student and teacher have the same.
 
     Args:
         start: Highest rate of all layers in the first epoch or iteration, 0 to below 1.
