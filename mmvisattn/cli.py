@@ -20,7 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .errors import UserError, nearest
-from .registry import MODELS
+from .registry import MODELS, type_name
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}  # scope: name of the package
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -111,10 +111,15 @@ def load_config(path: str, cfg_options: dict | None = None) -> Config:
     if cfg_options:
         check_option_keys(cfg, cfg_options)
         cfg.merge_from_dict(cfg_options)
-    if cfg.get('default_scope') not in TOOLBOXES:
+    scope = cfg.get('default_scope')
+    if scope is None and 'model' in cfg:  # as in configs that name classes; the model's class tells the toolbox
+        kind = cfg.model.get('type')
+        scope = (kind.__module__ if isinstance(kind, type) else str(kind)).partition('.')[0]
+    if scope not in TOOLBOXES:
         raise UserError(
             f'`default_scope` of {path} is {cfg.get("default_scope")!r}; set it to one of {sorted(TOOLBOXES)}'
         )
+    cfg.default_scope = scope
     check_model_options(cfg.model)
     return cfg
 
@@ -192,10 +197,11 @@ def check_model_options(node: object, path: str = 'model') -> None:
             check_model_options(child, f'{path}.{i}')
     if not isinstance(node, dict):
         return
-    if str(node.get('type')).startswith('mmvisattn.'):
-        name = node['type'].partition('.')[2]
-        network = MODELS.get(name)
-        if network is None:
+    kind = node.get('type')
+    if str(getattr(kind, '__module__', kind)).startswith('mmvisattn.'):
+        name = type_name(kind)
+        network = MODELS.get(kind) if isinstance(kind, str) else kind
+        if not callable(network):
             raise UserError(
                 f'`{path}.type`: mmvisattn has no {name!r}{nearest(name, MODELS.module_dict)}; set it to one of '
                 f'{sorted(MODELS.module_dict)}'
@@ -267,7 +273,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     hooks = cfg.get('custom_hooks') or []
-    if not any(hook['type'] == 'mmvisattn.CheckpointReportHook' for hook in hooks):
+    if not any(type_name(hook['type']) == 'CheckpointReportHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmvisattn.CheckpointReportHook')]
     return cfg
 
@@ -295,18 +301,18 @@ def _distribute_on_cpu(cfg: Config) -> None:
     )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     cfg.sync_bn = None
-    _replace_type(cfg.model, 'SyncBN', 'BN')
+    _replace_sync_bn(cfg.model)
 
 
-def _replace_type(node: object, old: str, new: str) -> None:
-    """Set ``type=new`` wherever a config says ``type=old``."""
+def _replace_sync_bn(node: object) -> None:
+    """Set ``type='BN'`` wherever a config says SyncBN, by mmcv's name, torch's or the class."""
     if isinstance(node, dict):
-        if node.get('type') == old:
-            node['type'] = new
+        if type_name(node.get('type')) in ('SyncBN', 'SyncBatchNorm'):
+            node['type'] = 'BN'
         node = list(node.values())
     if isinstance(node, list | tuple):
         for child in node:
-            _replace_type(child, old, new)
+            _replace_sync_bn(child)
 
 
 @contextmanager

@@ -17,3 +17,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmvisattn',
     locations=['mmvisattn.engine'],
 )
+
+
+def type_name(type_: type | str | None) -> str:
+    """The class's own name, of a `type` in a config: a class, a name with or without scope, or a dotted path."""
+    return type_.__name__ if isinstance(type_, type) else str(type_).rpartition('.')[2]

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmvisattn.errors import UserError
+from mmvisattn.registry import type_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,11 +37,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def use_amp(cfg: Config) -> None:
     """Turn on mixed precision with a dynamic loss scale."""
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(
-            f"--amp takes the place of `optim_wrapper.type='OptimWrapper'`, and this config has {wrapper.type!r}"
-        )
-    if wrapper.get('type') != 'AmpOptimWrapper':
+    name = type_name(wrapper.get('type', 'OptimWrapper'))
+    if name not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f"--amp takes the place of `optim_wrapper.type='OptimWrapper'`, and this config has {name!r}")
+    if name != 'AmpOptimWrapper':
         wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.prepare(args)
     if args.amp:
         use_amp(cfg)
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
+    if type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
         raise UserError(
             'mixed precision (AmpOptimWrapper) needs a GPU, and there is none; leave out --amp, or take '
             'a config without it'

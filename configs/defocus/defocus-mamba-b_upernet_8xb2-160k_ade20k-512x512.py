@@ -2,7 +2,7 @@
 # drop path 0.5 as in the released detectors. The paper's auxiliary loss on pooled features tells the classes that are
 # in the image.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_160k.py',

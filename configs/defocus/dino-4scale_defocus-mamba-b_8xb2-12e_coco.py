@@ -3,7 +3,7 @@
 # DINO differs from mmdet's in its positional encoding, the weight of its class loss and its denoising queries; the
 # encoding has no parameters, so with mmdet's the released detectors would load without a word and run wrongly.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
 ]
 

@@ -3,7 +3,7 @@
 # by 0.7 in six groups (there of blocks, here of stages) and drop path 0.4; its crops and its larger box heads do not.
 # BatchNorm of stem and steps down is synchronised, since 2 images a GPU are too few for statistics.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
     'mmdet::common/ms-poly_3x_coco-instance.py',
 ]

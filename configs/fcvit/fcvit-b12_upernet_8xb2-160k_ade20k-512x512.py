@@ -3,7 +3,7 @@
 # the size of b24, so 0.2 for b12, half as deep. ConvNeXt has no BatchNorm; that of FCViT's stem and steps down is
 # synchronised, since 2 images a GPU are too few for statistics. Mixed precision is left to `--amp`.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_160k.py',

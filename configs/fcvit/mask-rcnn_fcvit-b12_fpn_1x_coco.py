@@ -1,7 +1,7 @@
 # As released: AdamW 2e-4, weight decay 1e-4 on everything, mixed precision, 12 epochs. The authors' file leaves the
 # batch to mmdet's base, 2 images on each of 8 GPUs.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',

@@ -1,6 +1,6 @@
 # Ours: the released recipe of Mask R-CNN on RetinaNet: AdamW 2e-4, mixed precision, 12 epochs, batch 16 (8 GPUs × 2).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',

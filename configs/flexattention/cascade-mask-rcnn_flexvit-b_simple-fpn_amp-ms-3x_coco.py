@@ -1,7 +1,7 @@
 # No result of this network exists. 36 epochs (12 × 3 repeats) with images of 640 to 800 pixels, mixed precision,
 # otherwise as Mask R-CNN: DeiT, AdamW 1e-4, layer-wise decay, batch 16 (8 GPUs × 2).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
     'mmdet::common/ms-poly_3x_coco-instance.py',
 ]

@@ -1,7 +1,7 @@
 # No result of this network exists. Stock DINO (AdamW 1e-4, weight decay 1e-4, clip 0.1, multi-scale augmentation of
 # DETR, 12 epochs, batch 16) with layer-wise decay in place of a tenth of the learning rate for the whole backbone.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
 ]
 

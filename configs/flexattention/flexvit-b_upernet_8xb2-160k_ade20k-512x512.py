@@ -1,7 +1,7 @@
 # No result of this network exists. Starts from DeiT; AdamW 1e-4 with layer-wise decay, the hierarchical path blended in
 # over the first tenth of the training, poly 1.0, 160k iterations, batch 16 (8 GPUs × 2).
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/schedules/schedule_160k.py',

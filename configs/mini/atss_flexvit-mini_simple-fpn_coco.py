@@ -3,7 +3,7 @@
 # It is to start from the weights of vit-mini_upernet_ade20k.py (`load_from`). After a single plain layer it is the
 # selection that decides how much becomes of a high-resolution token.
 _base_ = [
-    '../_base_/mmvisattn.py',
+    '../_base_/runtime.py',
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',

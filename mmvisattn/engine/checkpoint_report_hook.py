@@ -45,9 +45,21 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
 class CheckpointReportHook(Hook):
     """Report what a checkpoint fills whenever the runner loads one; refuse one that fills nothing.
 
-    Without it mmengine only warns when not a single key fits, and a test goes on with random weights.
+    Without it mmengine only warns when not a single key fits, and a test goes on with random weights. It comes before
+    all other hooks, so that those that read weights (``EMAHook``) find them under ``state_dict``.
+
+    Raises:
+        UserError: As :func:`report_checkpoint`, or if training is to go on from a file that holds weights alone.
     """
+
+    priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """See :func:`report_checkpoint`."""
+        meta = checkpoint.get('meta') or {}
+        if runner._resume and not ('epoch' in meta and 'iter' in meta and 'message_hub' in checkpoint):
+            raise UserError(
+                'the checkpoint to resume from does not say how far its training had come; give one that mmengine '
+                'wrote, or set `load_from` without `--resume` to start anew from its weights'
+            )
         report_checkpoint(runner.model, checkpoint)

@@ -1,7 +1,6 @@
 """Warm start of FlexAttention: from the plain path to the hierarchical one."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..errors import UserError
@@ -34,8 +33,7 @@ class FlexRampHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers to blend."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.blocks = [module for module in model.modules() if isinstance(module, HierarchicalBlock)]
+        self.blocks = [module for module in runner.model.modules() if isinstance(module, HierarchicalBlock)]
         if not self.blocks:
             raise UserError(
                 'FlexRampHook: the model has no FlexAttention; take the hook out of `custom_hooks`, or set FlexViT as '

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .backbones import find_backbones
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -13,8 +14,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Let the learning rate fall layer by layer from the head to the stem.
 
     A layer of depth d among n gets ``lr * layer_decay_rate ** (n - 1 - d)``; all outside the backbone gets ``lr``. The
-    backbone tells depths by ``get_layer_depth(param_name, prefix)``. The other options of ``paramwise_cfg`` hold as in
-    mmengine's default constructor (``norm_decay_mult``, ``custom_keys``, …), and their factors are multiplied in.
+    backbone tells depths by ``get_layer_depth(param_name, prefix)``, wherever in the model it is; student and
+    teacher each tell their own. The other options of ``paramwise_cfg`` hold as in mmengine's default constructor
+    (``norm_decay_mult``, ``custom_keys``, …), and their factors are multiplied in.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper.
@@ -43,24 +45,25 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             self._decay(params, module)
 
     def _decay(self, params: list[dict], model: nn.Module) -> None:
-        backbone = getattr(model, 'backbone', None)
-        if not hasattr(backbone, 'get_layer_depth'):
+        backbones = {name: part for name, part in find_backbones(model).items() if hasattr(part, 'get_layer_depth')}
+        if not backbones:
+            kinds = {type(part).__name__ for part in find_backbones(model).values()} or {type(model).__name__}
             raise UserError(
-                f'{type(backbone).__name__} has no `get_layer_depth`; layer-wise decay works for backbones that '
+                f'{" and ".join(sorted(kinds))} has no `get_layer_depth`; layer-wise decay works for backbones that '
                 'know their depth, such as all of mmvisattn; take the default optimizer wrapper constructor'
             )
         names = {param: name for name, param in model.named_parameters()}
-        scales = set()
-        for group in params:
-            (param,) = group['params']
-            name = names[param]
-            if not name.startswith('backbone.'):
-                continue
-            depth, num_layers = backbone.get_layer_depth(name, 'backbone.')
-            scale = self.layer_decay_rate ** (num_layers - 1 - depth)
-            group['lr'] = group.get('lr', self.base_lr) * scale
-            scales.add((depth, scale))
-        print_log(
-            'layer-wise learning rates: ' + ', '.join(f'{d}: ×{s:.3g}' for d, s in sorted(scales)),
-            logger='current',
-        )
+        for place, backbone in backbones.items():
+            prefix = f'{place}.' if place else ''
+            scales = set()
+            for group in params:
+                (param,) = group['params']
+                name = names[param]
+                if not name.startswith(prefix):
+                    continue
+                depth, num_layers = backbone.get_layer_depth(name, prefix)
+                scale = self.layer_decay_rate ** (num_layers - 1 - depth)
+                group['lr'] = group.get('lr', self.base_lr) * scale
+                scales.add((depth, scale))
+            told = ', '.join(f'{d}: ×{s:.3g}' for d, s in sorted(scales)) or 'none, all of it is frozen'
+            print_log(f'layer-wise learning rates of {place or type(model).__name__}: {told}', logger='current')

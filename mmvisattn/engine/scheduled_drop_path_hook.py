@@ -2,13 +2,13 @@
 
 from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from timm.layers import DropPath as TimmDropPath
 from torch import nn
 
 from ..errors import UserError
 from ..registry import HOOKS
+from .backbones import find_backbones
 
 DROP_PATHS = (TimmDropPath, MMCVDropPath)
 
@@ -20,7 +20,7 @@ class ScheduledDropPathHook(Hook):
     As in `De-focus Attention Networks <https://arxiv.org/abs/2406.04342>`_: a large rate is wanted, but not from the
     start. The rate of a layer keeps the share of the highest one that the backbone was built with, so for a backbone
     whose rates rise linearly over ``depth`` layers, layer l has ``linspace(0, r, depth)[l]`` throughout. The rate
-    follows from the progress alone, hence is right after resuming.
+    follows from the progress alone, hence is right after resuming. Student and teacher have the same.
 
     Args:
         start: Highest rate of all layers in the first epoch or iteration, 0 to below 1.
@@ -48,7 +48,7 @@ class ScheduledDropPathHook(Hook):
                 'ScheduledDropPathHook goes by epoch and training by iteration (`train_cfg`); set `by_epoch=False`'
             )
         if not self.layers:
-            self.layers = layer_shares(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+            self.layers = layer_shares(runner.model)
         self._set_rates(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -71,17 +71,20 @@ class ScheduledDropPathHook(Hook):
 
 
 def layer_shares(model: nn.Module) -> list[tuple[nn.Module, float]]:
-    """The drop path layers of a model's backbone, each with its share of the highest rate.
+    """The drop path layers of a model's backbones, each with its share of the highest rate in its backbone.
 
     Raises:
         UserError: If there are none, or all have rate 0.
     """
-    backbone = getattr(model, 'backbone', model)
-    layers = [layer for layer in backbone.modules() if isinstance(layer, DROP_PATHS)]
-    highest = max((layer.drop_prob for layer in layers), default=0)
-    if highest == 0:
+    shares = []
+    backbones = list(find_backbones(model).values()) or [model]
+    for backbone in backbones:
+        layers = [layer for layer in backbone.modules() if isinstance(layer, DROP_PATHS)]
+        highest = max((layer.drop_prob for layer in layers), default=0)
+        shares += [(layer, layer.drop_prob / highest) for layer in layers if highest]
+    if not shares:
         raise UserError(
-            f'ScheduledDropPathHook: {type(backbone).__name__} has no drop path to schedule; set `drop_path_rate` of '
-            'the backbone to a value above 0, such as the `end` of the hook'
+            f'ScheduledDropPathHook: {type(backbones[0]).__name__} has no drop path to schedule; set `drop_path_rate` '
+            'of the backbone to a value above 0, such as the `end` of the hook'
         )
-    return [(layer, layer.drop_prob / highest) for layer in layers]
+    return shares

@@ -21,7 +21,7 @@ class BaseModelOf(BaseModel):
 
 @pytest.fixture
 def runner():
-    return SimpleNamespace(model=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    return SimpleNamespace(_resume=False, model=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
 
 
 def test_a_checkpoint_of_the_model_passes_unchanged(runner):
@@ -53,7 +53,7 @@ def test_a_model_under_test_time_augmentation(runner):
             return data_samples_list
 
     weights = runner.model.state_dict()
-    wrapped = SimpleNamespace(model=Wrapper(BaseModelOf(runner.model)))
+    wrapped = SimpleNamespace(_resume=False, model=Wrapper(BaseModelOf(runner.model)))
     checkpoint = {'state_dict': {'inner.' + name: value for name, value in weights.items()}}
     CheckpointReportHook().after_load_checkpoint(wrapped, checkpoint)
 
@@ -64,7 +64,7 @@ def test_names_that_authors_gave_to_parts_are_made_ours():
     weights = {name.replace('.projection.', '.proj.'): value for name, value in model.state_dict().items()}
     assert weights.keys() != model.state_dict().keys()
     checkpoint = {'state_dict': weights}
-    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(_resume=False, model=model), checkpoint)
     torch.testing.assert_close(checkpoint['state_dict'], dict(model.state_dict()))
 
 
@@ -72,5 +72,5 @@ def test_what_a_part_resamples_is_what_mmengine_loads():
     arch = dict(embed_dims=8, depth=2, num_heads=2, mlp_ratio=2)
     model, other = (nn.ModuleDict(dict(backbone=FlexViT(arch, pretrain_size=size))) for size in (32, 64))
     checkpoint = {'state_dict': other.state_dict()}
-    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    CheckpointReportHook().after_load_checkpoint(SimpleNamespace(_resume=False, model=model), checkpoint)
     model.load_state_dict(checkpoint['state_dict'])

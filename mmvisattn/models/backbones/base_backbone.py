@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
-from mmengine.model.weight_init import PretrainedInit, update_init_info
+from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoint import load_pretrained
 from ...errors import UserError, nearest
+from ...registry import type_name
 
 
 class BaseBackbone(BaseModule, metaclass=ABCMeta):
@@ -130,7 +131,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; ``Pretrained`` goes through our own, loud loading."""
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [cfg for cfg in configs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        pretrained = [cfg for cfg in configs if type_name(cfg.get('type')) in ('Pretrained', 'PretrainedInit')]
         if not pretrained or self.is_init:
             super().init_weights()
             return
