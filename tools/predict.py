@@ -1,6 +1,7 @@
-"""Draw what a detector (mmdet) or a segmentor (mmseg) sees on pictures, with the toolbox's own inferencer."""
+"""Draw what a detector (mmdet) or a segmentor (mmseg) sees on pictures, as its toolbox's visualizer draws it."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +9,19 @@ from mmvisattn import cli  # first: with it the toolboxes run without a compiled
 
 # isort: split
 import cv2
+import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.infer import BaseInferencer
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.visualization import Visualizer
 from torch import nn
 
 from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
+from mmvisattn.registry import type_name
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -25,7 +31,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file; the names of the classes come from it')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint file; the names of the classes come from it, or from the config where it has none',
+    )
     parser.add_argument(
         '--out-dir',
         default='work_dirs/predictions',
@@ -60,7 +69,8 @@ def find_images(paths: Sequence[str], out_dir: str) -> dict[Path, Path]:
             images.append(path)
     targets: dict[Path, Path] = {}
     for image in images:
-        if not cv2.haveImageReader(str(image)):
+        # A broken one in a folder is told when its turn comes.
+        if image.suffix.lower() not in IMAGE_SUFFIXES and not cv2.haveImageReader(str(image)):
             raise UserError(f'{str(image)!r} is no picture that OpenCV reads; the order is IMAGE... CONFIG CHECKPOINT')
         target = Path(out_dir, image.name)
         if target in targets.values() or target.exists() and target.samefile(image):
@@ -69,27 +79,84 @@ def find_images(paths: Sequence[str], out_dir: str) -> dict[Path, Path]:
     return targets
 
 
-def build_inferencer(cfg: Config, checkpoint: str, device: str) -> BaseInferencer:
-    """The inferencer of the config's toolbox, made to refuse a checkpoint of another model."""
-    if cfg.default_scope == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    else:
-        from mmseg.apis import MMSegInferencer as Inferencer
+def innermost_dataset(cfg: Config) -> ConfigDict:
+    """The dataset of the test, without wrappers."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    return dataset
 
-    class LoudInferencer(Inferencer):
-        def _load_weights_to_model(self, model: nn.Module, checkpoint: dict, cfg: Config) -> None:
-            report_checkpoint(model, checkpoint)
-            super()._load_weights_to_model(model, checkpoint, cfg)
 
-    cfg.visualizer.pop('vis_backends', None)  # the pictures are written here
-    inferencer = LoudInferencer(cfg, checkpoint, device=device)
-    inferencer.show_progress = False
-    return inferencer
+def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    """The model with its weights, and the names and colours of its classes in ``dataset_meta``.
+
+    Raises:
+        UserError: If the checkpoint is of another model, or there are fewer names than classes.
+    """
+    model = MODELS.build(cfg.model)
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    report_checkpoint(model, content)
+    model.load_state_dict(content['state_dict'], strict=False)
+
+    meta = content.get('meta') or {}
+    # The upper case is that of the toolboxes' earlier versions.
+    own = meta.get('dataset_meta') or {key.lower(): meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    dataset = DATASETS.build(dict(innermost_dataset(cfg), lazy_init=True))
+    model.dataset_meta = {**dataset.metainfo, **{key.lower(): value for key, value in own.items() if value is not None}}
+    model.dataset_meta.setdefault('palette', 'random')
+    check_classes(model, 'the checkpoint' if 'classes' in own else '`test_dataloader.dataset` of the config')
+    return model.to(device).eval()
+
+
+def check_classes(model: nn.Module, source: str) -> None:
+    """Refuse names that are fewer than the classes that the model tells apart; some would never appear.
+
+    Raises:
+        UserError: If they are.
+    """
+    names = model.dataset_meta.get('classes') or ()
+    counts = [getattr(module, 'num_classes', 0) for name, module in model.named_modules() if name.endswith('_head')]
+    most = max((count for count in counts if isinstance(count, int)), default=0)
+    if len(names) < most:
+        raise UserError(
+            f'the model tells {most} classes apart and {source} names {len(names)}; set '
+            '`test_dataloader.dataset.metainfo.classes` to the names of all'
+        )
+
+
+def build_visualizer(cfg: Config, model: nn.Module) -> Visualizer:
+    """The config's visualizer, which writes nothing itself."""
+    visualizer = VISUALIZERS.build({key: value for key, value in cfg.visualizer.items() if key != 'vis_backends'})
+    visualizer.dataset_meta = model.dataset_meta
+    return visualizer
+
+
+@torch.no_grad()
+def draw(model: nn.Module, pipeline: Compose, visualizer: Visualizer, image: Path, options: dict) -> np.ndarray:
+    """The prediction of one picture, drawn over it.
+
+    Args:
+        model: Detector or segmentor.
+        pipeline: The test pipeline without annotations; its first step loads the picture.
+        visualizer: What draws.
+        image: The picture's file.
+        options: Further options of the visualizer's ``add_datasample``.
+
+    Returns:
+        (H, W, 3), 8 bits, BGR.
+    """
+    given = dict(img_path=str(image), img_id=0)
+    picture = pipeline.transforms[0](dict(given))['img']
+    if picture.dtype != np.uint8:
+        raise ValueError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
+    (sample,) = model.test_step(pseudo_collate([pipeline(given)]))
+    visualizer.add_datasample(image.name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), sample, draw_gt=False, **options)
+    return cv2.cvtColor(visualizer.get_image(), cv2.COLOR_RGB2BGR)
 
 
 @cli.one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Predict, draw, and print the path of each drawn picture."""
+    """Predict, draw, and print the path of each drawn picture; exit status 1 where one could not be drawn."""
     args = parse_args(argv)
     targets = find_images(args.images, args.out_dir)
     cfg = cli.load_config(args.config, args.cfg_options)
@@ -97,14 +164,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = args.device or get_device()
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise UserError(f'--device {device}: torch sees no GPU; use --device cpu')
-    inferencer = build_inferencer(cfg, args.checkpoint, device)
+    init_default_scope(cfg.default_scope)
+    model = build_model(cfg, args.checkpoint, device)
+    steps = innermost_dataset(cfg).pipeline
+    pipeline = Compose([step for step in steps if not type_name(step['type']).endswith('Annotations')])
+    visualizer = build_visualizer(cfg, model)
     options = dict(pred_score_thr=args.score_thr) if cfg.default_scope == 'mmdet' else {}
+    broken = 0
     for image, target in targets.items():
-        drawn = inferencer(str(image), return_vis=True, **options)['visualization']
-        drawn = drawn[0] if isinstance(drawn, list) else drawn
+        try:
+            drawn = draw(model, pipeline, visualizer, image, options)
+        # Whatever is wrong with a picture, the others are drawn.
+        except Exception as error:
+            broken += 1
+            reason = (str(error).strip().splitlines() or [''])[0]
+            print(f'error: {image} is not drawn ({type(error).__name__}: {reason})', file=sys.stderr)
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(target), drawn)
         print(target)
+    if broken:
+        print(f'error: {broken} of {len(targets)} pictures could not be drawn', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from .conftest import run_tool
+from .conftest import load_tool, run_tool
 
 
 @pytest.fixture(params=['det', 'seg'])
@@ -39,3 +40,69 @@ def test_predict_takes_files_and_cfg_options(seg, tmp_path):
         *('--cfg-options', 'model.test_cfg.mode=whole'),
     )
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == [image.name for image in images]
+
+
+@pytest.mark.parametrize('names', ['the checkpoint', 'the config'])
+def test_predict_knows_every_class(seg, tmp_path, names):
+    checkpoint = seg.checkpoint
+    if names == 'the config':
+        checkpoint = tmp_path / 'bare.pth'
+        torch.save(torch.load(seg.checkpoint, weights_only=False)['state_dict'], checkpoint)
+    tool = load_tool('predict')
+    cfg = tool.cli.load_config(str(seg.config))
+    tool.init_default_scope(cfg.default_scope)
+    meta = tool.build_model(cfg, str(checkpoint), 'cpu').dataset_meta
+    assert len(meta['classes']) == len(meta['palette']) == 150
+    assert meta['classes'][:2] == ('wall', 'building')
+
+
+def test_predict_refuses_fewer_names_than_classes(seg, tmp_path, capsys):
+    bare = tmp_path / 'bare.pth'
+    torch.save(torch.load(seg.checkpoint, weights_only=False)['state_dict'], bare)
+    image = next(seg.images.iterdir())
+    config = tmp_path / 'few.py'
+    config.write_text(f"_base_ = '{seg.config}'\ntest_dataloader = dict(dataset=dict(type='CityscapesDataset'))\n")
+    with pytest.raises(SystemExit) as ended:
+        run_tool('predict', image, config, bare, '--out-dir', tmp_path / 'out')
+    assert ended.value.code == 2
+    assert 'tells 150 classes apart' in capsys.readouterr().err
+
+
+def test_predict_goes_on_after_a_broken_picture(trained, tmp_path, capsys):
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    whole = cv2.imread(str(next(trained.images.iterdir())))
+    good = {
+        'grey.png': cv2.cvtColor(whole, cv2.COLOR_BGR2GRAY),
+        'rgba.png': cv2.cvtColor(whole, cv2.COLOR_BGR2BGRA),
+        'sixteen.png': whole.astype(np.uint16) * 257,
+        'whole.png': whole,
+    }
+    for name, picture in good.items():
+        cv2.imwrite(str(folder / name), picture)
+    cv2.imwrite(str(folder / 'float.tiff'), whole.astype(np.float32) / 255)
+    cv2.imwrite(str(folder / 'jpeg.jpg'), whole)
+    jpeg = (folder / 'jpeg.jpg').read_bytes()
+    (folder / 'jpeg.jpg').write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / 'empty.png').touch()
+    (folder / 'text.jpg').write_text('no picture')
+    few = ['--cfg-options', 'model.test_cfg.max_per_img=5']
+    with pytest.raises(SystemExit) as ended:
+        run_tool('predict', folder, trained.config, trained.checkpoint, '--out-dir', tmp_path / 'drawn', *few)
+    assert ended.value.code == 1
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == sorted(good)
+    told = capsys.readouterr().err
+    for name in ('float.tiff', 'jpeg.jpg', 'empty.png', 'text.jpg'):
+        assert f'{name} is not drawn' in told
+    assert '4 of 8 pictures could not be drawn' in told
+
+
+def test_predict_of_a_single_pixel_is_drawn_or_told(trained, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'pixel.png'), np.zeros((1, 1, 3), np.uint8))
+    out = tmp_path / 'drawn'
+    try:
+        run_tool('predict', tmp_path / 'pixel.png', trained.config, trained.checkpoint, '--out-dir', out)
+    except SystemExit as ended:
+        assert ended.code == 1 and 'pixel.png is not drawn' in capsys.readouterr().err
+    else:
+        assert cv2.imread(str(out / 'pixel.png')).shape == (1, 1, 3)
