@@ -1,8 +1,12 @@
 """``timm://NAME`` as the address of a checkpoint: the pretrained weights of timm's model of that name."""
 
+import logging
+
 import timm
 import torch
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import UserError, nearest
 
@@ -12,6 +16,8 @@ PREFIX = 'timm://'
 @CheckpointLoader.register_scheme(prefixes=PREFIX)
 def load_from_timm(filename: str, map_location: str | torch.device | None = None) -> dict:
     """Load the weights of a pretrained model of timm, which downloads them once and caches them.
+
+    A warning says so where the images of pretraining were normalised otherwise than OpenMMLab's configs do.
 
     Args:
         filename: ``timm://`` and a name of :func:`timm.list_pretrained`, with or without its tag, such as
@@ -39,7 +45,21 @@ def load_from_timm(filename: str, map_location: str | torch.device | None = None
             f'is no network, run `timm.create_model({name!r}, pretrained=True)` on a machine that has one and copy its '
             'cache (HF_HOME), or set `checkpoint` to the path of a file'
         ) from error
+    _tell_normalisation(name, model.pretrained_cfg)
     return dict(state_dict={key: value.to(map_location or 'cpu') for key, value in model.state_dict().items()})
+
+
+def _tell_normalisation(name: str, pretrained_cfg: dict) -> None:
+    mean, std = (tuple(pretrained_cfg.get(key) or ()) for key in ('mean', 'std'))
+    if (mean, std) in ((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((), ())):
+        return
+    mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
+    print_log(
+        f'{name} was pretrained on images normalised with mean {mean} and std {std} (RGB, of 255), not with those of '
+        f'ImageNet; set `model.data_preprocessor.mean={mean}` and `model.data_preprocessor.std={std}`',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def _first_line(error: Exception) -> str:

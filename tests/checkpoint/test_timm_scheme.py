@@ -5,6 +5,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
+from mmvisattn.checkpoint import timm_scheme
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusViT
 
@@ -58,3 +59,16 @@ def test_weights_that_cannot_be_had_offline(offline):
 def test_name_without_weights(name, offline):
     with pytest.raises(UserError, match=f'has no weights for {name!r} .did you mean'):
         CheckpointLoader.load_checkpoint(f'timm://{name}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'told'), [('vit_tiny_patch16_224.augreg_in21k_ft_in1k', True), ('deit_tiny_patch16_224.fb_in1k', False)]
+)
+def test_another_normalisation_is_told(name, told, monkeypatch):
+    create, lines = timm.create_model, []
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained: create(name))
+    monkeypatch.setattr(timm_scheme, 'print_log', lambda line, **_: lines.append(line))
+    CheckpointLoader.load_checkpoint(f'timm://{name}')
+    assert len(lines) == told
+    for key in ('mean', 'std'):
+        assert not told or f'model.data_preprocessor.{key}=[127.5, 127.5, 127.5]' in lines[0]
