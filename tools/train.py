@@ -46,10 +46,10 @@ def use_amp(cfg: Config) -> None:
 
 def use_auto_scale_lr(cfg: Config) -> None:
     """Turn on the scaling of the learning rate by the batch size."""
-    if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UserError(
             '--auto-scale-lr needs the batch size that the learning rate is for; write '
-            '`auto_scale_lr = dict(enable=False, base_batch_size=16)` with that size into the config'
+            '`auto_scale_lr = dict(base_batch_size=16)` with that size into the config'
         )
     cfg.auto_scale_lr.enable = True
 

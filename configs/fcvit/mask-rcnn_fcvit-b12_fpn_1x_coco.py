@@ -1,4 +1,4 @@
-# As published: AdamW 2e-4, mixed precision, 12 epochs, batch 32 (8 GPUs × 4).
+# As published: AdamW 2e-4, weight decay 1e-4 on all parameters, mixed precision, 12 epochs, batch 16 (8 GPUs × 2).
 _base_ = [
     '../_base_/mmvisattn.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
@@ -17,9 +17,7 @@ model = dict(
     neck=dict(in_channels=[64, 128, 320, 512]),
 )
 
-train_dataloader = dict(batch_size=4, num_workers=4)
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=1e-4),
 )
-auto_scale_lr = dict(base_batch_size=32)

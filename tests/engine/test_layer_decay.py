@@ -36,14 +36,15 @@ def test_rates_fall_from_the_head_to_the_stem():
     model = Detector(FCViT(SMALL))
     groups = groups_by_name(model, layer_decay_rate=0.5)
     assert set(groups) == {name for name, _ in model.named_parameters()}
-    expected = {  # seven layers: stem, five blocks, output norms
+    expected = {  # six layers: stem, four stages, output norms
         'head.weight': 1.0,
         'backbone.norm6.weight': 1.0,
         'backbone.network.6.0.norm1.weight': 0.5,
         'backbone.network.5.proj.weight': 0.5,
-        'backbone.network.4.0.norm1.weight': 0.5**3,
-        'backbone.network.0.0.norm1.weight': 0.5**5,
-        'backbone.patch_embed.proj.weight': 0.5**6,
+        'backbone.network.4.1.norm1.weight': 0.5**2,
+        'backbone.network.4.0.norm1.weight': 0.5**2,
+        'backbone.network.0.0.norm1.weight': 0.5**4,
+        'backbone.patch_embed.proj.weight': 0.5**5,
     }
     assert {name: groups[name]['lr'] for name in expected} == pytest.approx(expected)
 

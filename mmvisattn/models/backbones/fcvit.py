@@ -296,16 +296,14 @@ class FCViT(BaseBackbone):
         return parts
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Stem 0, then one layer a block; a step down counts with the block after it, output norms come last."""
-        num_layers = sum(self.depths) + 2
+        """Stem 0, then one layer a stage, its step down included; output norms come last."""
+        num_layers = len(self.depths) + 2
         parts = param_name.removeprefix(prefix).split('.')
         if parts[0] == 'patch_embed':
             return 0, num_layers
         if parts[0] != 'network':
             return num_layers - 1, num_layers
-        stage, step_down = (int(parts[1]) + 1) // 2, int(parts[1]) % 2
-        block = 0 if step_down else int(parts[2])
-        return sum(self.depths[:stage]) + block + 1, num_layers
+        return (int(parts[1]) + 1) // 2 + 1, num_layers
 
     @property
     def new_keys(self) -> list[str]:

@@ -206,7 +206,7 @@ def test_drop_path_rises_over_the_blocks():
 def test_layer_depth():
     network = FCViT(SMALL)
     depth = {name: network.get_layer_depth('backbone.' + name, 'backbone.') for name in network.state_dict()}
-    assert {n for _, n in depth.values()} == {7}
+    assert {n for _, n in depth.values()} == {6}
     expected = {
         'patch_embed.proj.weight': 0,
         'network.0.0.norm1.weight': 1,
@@ -214,10 +214,10 @@ def test_layer_depth():
         'network.2.0.layer_scale_1': 2,
         'network.3.norm.bias': 3,
         'network.4.0.norm1.weight': 3,
-        'network.4.1.norm1.weight': 4,
-        'network.6.0.norm1.weight': 5,
-        'norm0.weight': 6,
-        'norm6.bias': 6,
+        'network.4.1.norm1.weight': 3,
+        'network.6.0.norm1.weight': 4,
+        'norm0.weight': 5,
+        'norm6.bias': 5,
     }
     assert {name: depth[name][0] for name in expected} == expected
 
