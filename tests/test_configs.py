@@ -1,5 +1,7 @@
 """Every shipped config loads, builds, and is found where README and metafiles say it is."""
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,13 @@ METAFILES = [ROOT / path for path in yaml.safe_load((ROOT / 'model-index.yml').r
 NO_WEIGHTS = ('defocus-mamba-s', 'defocus-retnet-b')  # nobody has released any
 
 
+@functools.cache
+def read(path: Path) -> Config:
+    return Config.fromfile(ROOT / path)
+
+
 def load(path: Path) -> Config:
-    cfg = Config.fromfile(ROOT / path)
+    cfg = copy.deepcopy(read(path))
     init_default_scope(cfg.default_scope)
     return cfg
 
@@ -108,19 +115,6 @@ def test_parameters_of_defocus(name, backbone, millions):
     model = MODELS.build(load(Path('configs/defocus', f'{name}.py')).model)
     assert sum(parameter.numel() for parameter in model.backbone.parameters()) == backbone
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
-
-
-def test_recipe_of_dino():
-    cfg = load(Path('configs/defocus/dino-4scale_defocus-mamba-b_8xb2-12e_coco.py'))
-    model = MODELS.build(cfg.model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
-    for group in groups:
-        (parameter,) = group['params']
-        name = names[parameter]
-        slow = name.startswith('backbone.') or 'sampling_offsets' in name
-        assert group['lr'] == pytest.approx(2e-5 if slow else 2e-4), name
-        assert group['weight_decay'] == (0 if parameter.ndim == 1 or 'A_log' in name else 1e-4), name
 
 
 @pytest.mark.parametrize(
