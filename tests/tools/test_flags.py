@@ -7,10 +7,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
-from .conftest import ROOT, load_tool
+from ..test_configs import CONFIGS, ROOT, load
+from .conftest import load_tool
 from .test_dist import free_port
-
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
 
 
 @pytest.fixture
@@ -38,6 +37,7 @@ def built(monkeypatch, tmp_path) -> list[Runner]:
             return build_model(runner, model)
 
     monkeypatch.setattr(Runner, 'build_model', build_on_meta)
+    monkeypatch.setattr(Runner, '_log_env', lambda runner, env_cfg: None)
     monkeypatch.setattr(Runner, 'wrap_model', lambda runner, wrapper, model: model)
     monkeypatch.setattr(Runner, 'train', lambda runner: runners.append(runner))
 
@@ -64,3 +64,9 @@ def test_flags(path: Path, one_process, built):
     ratio = cfg.train_dataloader.batch_size / cfg.auto_scale_lr.base_batch_size
     after = [group['lr'] for group in wrapper.optimizer.param_groups]
     assert after == pytest.approx([rate * ratio for rate in before])
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_stock_tools_scale_the_learning_rate(path: Path):
+    """They want ``enable`` in the config."""
+    assert load(path).auto_scale_lr.enable is False
