@@ -19,7 +19,6 @@ from torch import nn
 from mmvisattn.compat import checkpoint
 from mmvisattn.compat.checkpoint import UnsafeCheckpointError
 
-
 # ----------------------------------------------------------------------------- what is let through
 
 
