@@ -1,7 +1,7 @@
 """Published models are trained and tested as their authors did it; so say the files in ``data/recipes``.
 
-A fact is looked up where it acts: in the built model, the built optimizer, the built schedule, and in the resolved config
-where neither has it.
+A fact is looked up where it acts: in the built model, the built optimizer, the built schedule, and in the resolved
+config where neither has it.
 """
 
 import json

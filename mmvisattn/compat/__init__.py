@@ -4,18 +4,20 @@
 one line of the log ``mmvisattn`` at level INFO. The environment variable ``MMVISATTN_COMPAT`` switches them off:
 ``MMVISATTN_COMPAT=0`` all of them, ``MMVISATTN_COMPAT=-ext,-weights`` those named.
 
-========== ============================================================================================
+========== =================================================================================================
 ext        ``mmcv._ext`` on the kernels of torchvision, where mmcv is not compiled (:mod:`.mmcv_ext`)
 weights    mmengine's checkpoints are loaded with ``weights_only`` (:mod:`.checkpoint`)
 packages   ``mmdet::`` and ``mmseg::`` without ``pkg_resources`` (:mod:`.packages`)
-========== ============================================================================================
+=======
+workers    spawned processes take the measures as well, and the run ends where one dies (:mod:`.workers`)
+========== =================================================================================================
 """
 
 import logging
 import os
 from typing import NamedTuple
 
-from . import checkpoint, mmcv_ext, packages
+from . import checkpoint, mmcv_ext, packages, workers
 
 ENVIRONMENT_VARIABLE = 'MMVISATTN_COMPAT'
 
@@ -23,6 +25,7 @@ MEASURES = {
     'ext': mmcv_ext.install,
     'weights': checkpoint.install,
     'packages': packages.install,
+    'workers': workers.install,
 }
 
 
