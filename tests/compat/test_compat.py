@@ -20,7 +20,7 @@ def run(code, **environment):
 def test_import_is_light():
     result = run('import sys, mmvisattn; print(*sorted(name for name in sys.modules if "." not in name))')
     modules = set(result.stdout.split())
-    assert {'mmvisattn', 'mmengine'} <= modules
+    assert 'mmvisattn' in modules
     assert not modules & {'torch', 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'transformers', 'cv2', 'timm'}
 
 
