@@ -8,7 +8,6 @@ one line of the log ``mmvisattn`` at level INFO. The environment variable ``MMVI
 ext        ``mmcv._ext`` on the kernels of torchvision, where mmcv is not compiled (:mod:`.mmcv_ext`)
 weights    mmengine's checkpoints are loaded with ``weights_only`` (:mod:`.checkpoint`)
 packages   ``mmdet::`` and ``mmseg::`` without ``pkg_resources`` (:mod:`.packages`)
-=======
 workers    spawned processes take the measures as well, and the run ends where one dies (:mod:`.workers`)
 ========== =================================================================================================
 """
