@@ -48,7 +48,7 @@ def test_masks_equal_the_golden_ones_to_the_bit(shape, threshold):
         """One selection for each query, as the language model has it: queries take the place of the batch."""
         chosen = attention[:, [rows.index(q) for q in queries]].transpose(0, 1).unsqueeze(2)  # (Q, heads, 1, 576)
         relevance = received_attention(chosen).unflatten(1, (24, 24))
-        return selector(relevance, (9, 9), inside).mask((9, 9))
+        return selector(relevance.masked_fill(~inside, 0), (9, 9)).mask((9, 9))  # the least relevance is theirs
 
     for count in (1, 2, 3):
         ours = upsample_cells(masks(golden[f'train_q{count}_rows'].tolist()), (72, 72)).flatten(1)
