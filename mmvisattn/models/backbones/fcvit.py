@@ -19,6 +19,7 @@ from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from ...ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
+from ..layers import init_linear
 from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
 
 # Fixed in every released model.
@@ -28,6 +29,19 @@ KERNEL_SIZE = 11
 # Largest inner map of a channel mixer on a CPU. Beyond it the allocator takes fresh pages from the system every time,
 # and faulting them in costs more than the convolutions.
 MAX_HIDDEN_BYTES = 8 * 2**20
+
+
+def init_conv(module: nn.Module) -> None:
+    """Draw the kernels of all convolutions from N(0, √(2 / fan_out)), fan_out = k² · C_out / groups; biases are zero.
+
+    Kaiming's rule counts what a group sends out. torch's does not divide by the groups, which would make a depthwise
+    kernel √C times smaller.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            fan_out = part.weight[0, 0].numel() * part.out_channels // part.groups
+            nn.init.normal_(part.weight, std=(2 / fan_out) ** 0.5)
+            nn.init.zeros_(part.bias)
 
 
 class GlobalContext(nn.Module):
@@ -218,8 +232,7 @@ class FCViT(BaseBackbone):
         layer_scale_init_value: Initial value of the layer scales. Default: 1e-6.
         compete: Let two halves of each bottleneck compete, as in every released model. Default: True.
         in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
-        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers, torch's own for
-            convolutions.
+        init_cfg: mmengine's initialisation config. Default: None, the initialisation of the released code.
 
     Raises:
         UserError: If an argument is out of range, or an image is too small for the last stage.
@@ -247,9 +260,7 @@ class FCViT(BaseBackbone):
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(
-            frozen_stages, norm_eval, in_channels, init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02)
-        )
+        super().__init__(frozen_stages, norm_eval, in_channels, init_cfg)
         sizes = self.parse_arch(arch)
         embed_dims, depths, mlp_ratios = sizes['embed_dims'], sizes['depths'], sizes['mlp_ratios']
         check_sequences('FCViT', **sizes)
@@ -291,6 +302,8 @@ class FCViT(BaseBackbone):
             )
         for stage in self.out_indices:
             self.add_module(f'norm{2 * stage}', nn.GroupNorm(1, embed_dims[stage]))
+        init_linear(self)
+        init_conv(self)
         self._freeze_stages()
 
     def stage_modules(self, stage: int) -> list[nn.Module]:

@@ -74,6 +74,25 @@ def test_b48_dense_keys():
     assert sum(p.numel() for p in network.parameters()) == golden['param_count'] == 50_965_056
 
 
+def test_initial_weights_are_those_of_the_release():
+    network = FCViT('b12')
+    network.init_weights()
+    convolutions = linear = 0
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Conv2d):
+            fan_out = part.kernel_size[0] ** 2 * part.out_channels / part.groups
+            assert part.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
+            assert not part.bias.any(), name
+            convolutions += 1
+        elif isinstance(part, nn.Linear):
+            assert part.weight.std().item() == pytest.approx(0.02, rel=0.1), name
+            assert not part.bias.any(), name
+            linear += 1
+    assert (convolutions, linear) == (4 + 9 * 12, 4 * 12)
+    scales = [value for name, value in network.named_parameters() if 'layer_scale' in name]
+    assert all(value.eq(1e-6).all() for value in scales) and len(scales) == 2 * 12
+
+
 def test_block_and_global_context_golden():
     golden = load('fcvit_ops')
     x = torch.from_numpy(golden['x'])
