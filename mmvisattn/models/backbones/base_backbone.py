@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...checkpoint import load_pretrained
 from ...errors import UserError, nearest
 from ..checks import check_numbers
+from ..export import is_open
 
 
 class BaseBackbone(BaseModule, metaclass=ABCMeta):
@@ -33,6 +34,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     arch_settings: dict[str, dict] = {}
     # The first weight that meets the image, (C, in_channels, side, side).
     patch_weight = 'patch_embed.proj.weight'
+    # What of the network follows from height and width, so that an exported graph is for one size; None for nothing.
+    bound_to_size: str | None = None
 
     def __init__(
         self,
@@ -107,12 +110,18 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         """Refuse what is not a batch of images with ``in_channels`` channels and at least ``min_size`` pixels a side.
 
         Raises:
-            UserError: If the shape is not (B, in_channels, H, W) or the image is too small.
+            UserError: If the shape is not (B, in_channels, H, W), the image is too small, or the network is exported
+                with open height and width though it is bound to them.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise UserError(
                 f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W); it was given '
                 f'{tuple(x.shape)}; set `in_channels` to the channels of the images'
+            )
+        if self.bound_to_size and any(is_open(n) for n in x.shape[-2:]):
+            raise UserError(
+                f'{type(self).__name__} cannot be exported with open height and width, from which {self.bound_to_size} '
+                'follow; leave them out of `dynamic_shapes`, where the batch may stay, and export a graph for each size'
             )
         if min(x.shape[-2:]) < min_size:
             raise UserError(

@@ -17,6 +17,7 @@ from ...ops.common import is_traced
 from ...ops.selective_scan import BACKENDS, check_finite, selective_scan, unavailable_reason
 from ...registry import MODELS
 from ..checks import check_numbers
+from ..export import is_exported_to_onnx
 from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
 from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
@@ -262,3 +263,17 @@ class DefocusMamba(SequenceBackbone):
             init_cfg=init_cfg,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps, see :class:`SequenceBackbone`.
+
+        Raises:
+            UserError: If the network is exported to ONNX.
+        """
+        if is_exported_to_onnx():
+            raise UserError(
+                'DefocusMamba cannot be exported to ONNX, which has no operator for the selective scan '
+                '(`mmvisattn::selective_scan`); export it with `torch.export.export`, and import mmvisattn where the '
+                'graph is run'
+            )
+        return super().forward(x)

@@ -36,6 +36,11 @@ class FlexViT(BaseBackbone):
     resolution and to the cells that layer l − 1 selected. High-resolution tokens that are not selected stay as they
     are.
 
+    Images of different size in a batch are told from the zeros that the data preprocessor pads them with: positions
+    span the image, cells are selected in it alone, and their number goes by its size. What is left to the padding is
+    that tokens attend to it and that the windows of the plain layers span it. The features of a picture of 512×512
+    pixels in a batch of 512×768 differ by 15 % from those it has alone (``'tiny'``, random weights).
+
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims`` (channels),
             ``depth`` (layers), ``num_heads`` and ``mlp_ratio``. Default: ``'base'``.
@@ -67,6 +72,7 @@ class FlexViT(BaseBackbone):
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
+    bound_to_size = 'the cells of the map (`CellGrid`) and the number of those that are selected (`topk`)'
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
@@ -181,6 +187,8 @@ class FlexViT(BaseBackbone):
             is ``zoom`` times as large, as asked for.
         """
         self.check_input(x, min_size=1)
+        if torch.jit.is_tracing():
+            x = x.expand(-1, -1, *map(int, x.shape[2:]))  # the graph is for this size, and fails at another
         size = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
         low_size = tuple(-(-n // self.zoom) for n in size)
         step = self.patch_size * self.zoom * self.cell_size
@@ -283,7 +291,7 @@ class FlexViT(BaseBackbone):
             if windows is not None:
                 windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
         if windows is not None:
-            high = window_grid.join(windows.unflatten(0, (len(low), -1)))
+            high = window_grid.join(windows.unflatten(0, (low.shape[0], -1)))
         return low, high, relevance
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class SequenceBackbone(BaseBackbone):
     """
 
     patch_weight = 'patch_embed.projection.weight'
+    bound_to_size = 'the order of the tokens (`PatchSequence`) and the number of blocks that they are computed in'
 
     def __init__(
         self,

@@ -46,15 +46,15 @@ def resample_positions(positions: Tensor, size: Tensor, grid: tuple[int, int]) -
         (B, *grid, C).
     """
     rows, columns = (_cubic_weights(positions.shape[i], size[:, i], grid[i], positions.dtype) for i in (0, 1))
-    B, C = len(size), positions.shape[2]
+    B, C = size.shape[0], positions.shape[2]
     across = (rows @ positions.flatten(1)).view(B, grid[0], -1, C)  # (B, rows of the grid, columns, C)
     return columns[:, None] @ across
 
 
 def _cubic_weights(source: int, size: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Share of each of ``source`` positions in each of ``length`` tokens, of which ``size`` span them: (B, L, S)."""
-    step = (source / size.to(dtype))[:, None]  # (B, 1)
-    place = ((torch.arange(length, device=size.device) + 0.5) * step).clamp(max=source - 0.5)  # (B, L)
+    step = source / size[:, None].to(dtype)  # (B, 1)
+    place = (torch.arange(length, device=size.device).minimum(size[:, None] - 1) + 0.5) * step  # (B, L)
     centres = torch.arange(source, device=size.device) + 0.5
     d = ((centres - place[:, :, None]) / step.clamp(min=1)[:, :, None]).abs()  # (B, L, S)
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2  # Keys, a = −0.5

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError, nearest
 from ..checks import check_numbers
+from ..export import is_exported
 
 SELECT_MODES = ('topk', 'threshold', 'random')
 
@@ -124,8 +125,9 @@ class TokenSelector(nn.Module):
             scores = scores.masked_fill(~real_cells.flatten(1), -1)
         if self.mode == 'threshold':
             return self._above_threshold(scores)
-        # With int() a traced graph keeps the number, which otherwise would be a tensor there.
-        count = self.count(int(scores.shape[1]))
+        num_cells = scores.shape[1]
+        # A size is a tensor while torch.jit.trace runs; the graph keeps the number.
+        count = self.count(int(num_cells) if isinstance(num_cells, Tensor) else num_cells)
         if real_cells is None:
             return Selection(scores.topk(count, sorted=False).indices, None)
         counts = self.count(real_cells.flatten(1).sum(1, keepdim=True).double())  # (B, 1)
@@ -139,6 +141,11 @@ class TokenSelector(nn.Module):
         return max(round(self.ratio * num_cells), least)
 
     def _above_threshold(self, scores: Tensor) -> Selection:
+        if is_exported():
+            raise UserError(
+                "`select_mode='threshold'` cannot be exported: how many cells it takes (`max`) depends on the image, "
+                "and a graph keeps one number; set `select_mode='topk'`"
+            )
         chosen = scores * 255 > self.threshold
         most = int(chosen.sum(1).max())
         # Those chosen come first, in raster order; what fills up is distinct from them.
