@@ -76,7 +76,7 @@ def test_built_by_name_and_initialised():
     [
         (dict(in_channels=30), '`in_channels` is 30; it must be a multiple of 4'),
         (dict(in_channels=32, start_level=4), '`start_level` is 4'),
-        (dict(in_channels=32, num_outs=0), '`num_outs` 0'),
+        (dict(in_channels=32, num_outs=0), '`num_outs` is 0'),
     ],
 )
 def test_wrong_argument_is_answered(argument, message):
