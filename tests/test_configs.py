@@ -1,5 +1,7 @@
 """Every shipped config loads, builds, and is found where README and metafiles say it is."""
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,13 @@ METAFILES = [ROOT / path for path in yaml.safe_load((ROOT / 'model-index.yml').r
 NO_WEIGHTS = ('defocus-mamba-s', 'defocus-retnet-b')  # nobody has released any
 
 
+@functools.cache
+def read(path: Path) -> Config:
+    return Config.fromfile(ROOT / path)
+
+
 def load(path: Path) -> Config:
-    cfg = Config.fromfile(ROOT / path)
+    cfg = copy.deepcopy(read(path))
     init_default_scope(cfg.default_scope)
     return cfg
 

@@ -8,7 +8,6 @@ one line of the log ``mmvisattn`` at level INFO. The environment variable ``MMVI
 ext        ``mmcv._ext`` on the kernels of torchvision, where mmcv is not compiled (:mod:`.mmcv_ext`)
 weights    mmengine's checkpoints are loaded with ``weights_only`` (:mod:`.checkpoint`)
 packages   ``mmdet::`` and ``mmseg::`` without ``pkg_resources`` (:mod:`.packages`)
-adafactor  torch's Adafactor beside that of transformers (:mod:`.adafactor`)
 workers    spawned processes take the measures as well, and the run ends where one dies (:mod:`.workers`)
 ========== =================================================================================================
 """
@@ -17,7 +16,7 @@ import logging
 import os
 from typing import NamedTuple
 
-from . import adafactor, checkpoint, mmcv_ext, packages, workers
+from . import checkpoint, mmcv_ext, packages, workers
 
 ENVIRONMENT_VARIABLE = 'MMVISATTN_COMPAT'
 
@@ -25,7 +24,6 @@ MEASURES = {
     'ext': mmcv_ext.install,
     'weights': checkpoint.install,
     'packages': packages.install,
-    'adafactor': adafactor.install,
     'workers': workers.install,
 }
 

@@ -64,7 +64,7 @@ def test_switch_on(value):
 
 def test_switch_off():
     assert compat._switched_off('0') == set(compat.MEASURES)
-    assert compat._switched_off('-adafactor, -packages') == {'adafactor', 'packages'}
+    assert compat._switched_off('-weights, -packages') == {'weights', 'packages'}
 
 
 @pytest.mark.parametrize('value', ['ext', '-extt', 'off', '-ext,', '2'])
