@@ -24,7 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .test_configs import METAFILES, ROOT, load
 
 RECIPES = [yaml.safe_load(path.read_text()) for path in sorted((Path(__file__).parent / 'data/recipes').glob('*.yml'))]
-PUBLISHED = {f'configs/{recipe["folder"]}/{name}.py': recipe['facts'] for recipe in RECIPES for name in recipe['configs']}
+PUBLISHED = {
+    f'configs/{recipe["folder"]}/{name}.py': recipe['facts'] for recipe in RECIPES for name in recipe['configs']
+}
 KINDS = {
     *('batch', 'batch_norms', 'config', 'drop_path', 'frozen', 'groups', 'learning_rate', 'model', 'optimizer'),
     *('test_sizes', 'train_pipeline', 'training'),

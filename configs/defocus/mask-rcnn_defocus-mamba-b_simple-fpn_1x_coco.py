@@ -1,5 +1,5 @@
-# No result was published. Ours: AdamW 1e-4 with layer-wise decay, drop path 0.5 as in the released detectors, 12 epochs,
-# batch 16 (8 GPUs × 2).
+# No result was published. Ours: AdamW 1e-4 with layer-wise decay, drop path 0.5 as in the released detectors, 12
+# epochs, batch 16 (8 GPUs × 2).
 _base_ = [
     '../_base_/mmvisattn.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',

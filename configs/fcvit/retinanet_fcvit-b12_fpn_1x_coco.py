@@ -1,4 +1,4 @@
-# No result was published. The recipe of Mask R-CNN, with half its learning rate: PVT and PoolFormer, whose recipe that is,
+# No result was published. The recipe of Mask R-CNN with half its learning rate: PVT and PoolFormer, where it comes from,
 # train RetinaNet with 1e-4. 12 epochs, mixed precision, batch 16 (8 GPUs × 2).
 _base_ = [
     '../_base_/mmvisattn.py',
