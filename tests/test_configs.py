@@ -40,6 +40,7 @@ def test_builds(path):
     cfg = load(path)
     model = MODELS.build(cfg.model)
     assert cfg.model.backbone.type.startswith('mmvisattn.')
+    assert cfg.auto_scale_lr.enable is False  # the toolboxes' own train.py turns on what is there
     assert cfg.auto_scale_lr.base_batch_size % cfg.train_dataloader.batch_size == 0
     assert cfg.custom_imports['imports'] == ['mmvisattn']
     assert any(hook.type == 'mmvisattn.CheckpointReportHook' for hook in cfg.custom_hooks)

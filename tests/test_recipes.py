@@ -1,7 +1,7 @@
 """Published models are trained and tested as their authors did it; so say the files in ``data/recipes``.
 
-A fact is looked up where it acts: in the built model, the built optimizer, the built schedule, and in the resolved
-config where neither has it.
+A fact is looked up where it acts: in the built model, optimizer or schedule, and in the resolved config where none of
+them has it.
 """
 
 import json
@@ -23,13 +23,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .test_configs import METAFILES, ROOT, load
 
-RECIPES = [yaml.safe_load(path.read_text()) for path in sorted((Path(__file__).parent / 'data/recipes').glob('*.yml'))]
-PUBLISHED = {
-    f'configs/{recipe["folder"]}/{name}.py': recipe['facts'] for recipe in RECIPES for name in recipe['configs']
-}
+RECIPES = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / 'tests/data/recipes').glob('*.yml'))]
+PUBLISHED = {f'configs/{told["folder"]}/{name}.py': told['facts'] for told in RECIPES for name in told['configs']}
 KINDS = {
-    *('batch', 'batch_norms', 'config', 'drop_path', 'frozen', 'groups', 'learning_rate', 'model', 'optimizer'),
-    *('test_sizes', 'train_pipeline', 'training'),
+    'batch',  # all images of a step, and those of one GPU where a network's results depend on it
+    'batch_norms',  # of the backbone
+    'config',  # keys of the resolved config, and attributes of the built model
+    'model',
+    'drop_path',  # rate of the last block
+    'frozen',
+    'groups',  # learning rate and decay of parameters; the first pattern that is found in a name counts
+    'optimizer',
+    'training',  # length
+    'learning_rate',  # factor at the start of an iteration, and at the end of an epoch, both counted from 0
+    'train_pipeline',
+    'test_sizes',  # width and height of an image, and as the network gets it
 }
 SYNCHRONISED = [
     'fcvit/fcvit-b12_upernet_8xb2-160k_ade20k-512x512',

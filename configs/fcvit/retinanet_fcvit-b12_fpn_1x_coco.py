@@ -1,5 +1,5 @@
-# No result was published. The recipe of Mask R-CNN, with half its learning rate: PVT and PoolFormer, whose recipe that
-# is, train RetinaNet with 1e-4. 12 epochs, mixed precision, batch 16 (8 GPUs × 2).
+# No result was published. The recipe of Mask R-CNN with half its learning rate: PVT and PoolFormer, where it comes
+# from, train RetinaNet with 1e-4. 12 epochs, mixed precision, batch 16 (8 GPUs × 2).
 _base_ = [
     '../_base_/runtime.py',
     'mmdet::_base_/models/retinanet_r50_fpn.py',
