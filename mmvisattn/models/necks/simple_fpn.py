@@ -34,7 +34,8 @@ class SimpleFPN(BaseModule):
         out_channels: Channels of each level. Default: 256.
         num_outs: Number of levels; those above stride 32 take every second position of the one below. Default: 4.
         start_level: First level that is returned: 0 for stride 4, 1 for stride 8, … Default: 0.
-        init_cfg: mmengine's initialisation config. Default: Xavier, uniform, for the convolutions.
+        init_cfg: mmengine's initialisation config. Default: Kaiming, normal, for the convolutions, as in the released
+            detectors.
 
     Raises:
         UserError: If a number is out of range, or the backbone gives more than one map.
@@ -48,7 +49,7 @@ class SimpleFPN(BaseModule):
         start_level: int = 0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
+        super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
         check_numbers(
             'SimpleFPN',
             in_channels=in_channels,

@@ -88,3 +88,11 @@ def test_more_than_one_map_is_refused():
     x = torch.randn(1, 16, 8, 8)
     with pytest.raises(UserError, match='takes one map and was given 2; set `out_indices`'):
         build()((x, x))
+
+
+def test_initial_weights_are_those_of_the_release():
+    neck = SimpleFPN(64, 128, num_outs=4)
+    neck.init_weights()
+    for kernel, convs in ((1, neck.lateral_convs), (3, neck.fpn_convs)):
+        for part in convs:
+            assert part.conv.weight.std().item() == pytest.approx((2 / (128 * kernel**2)) ** 0.5, rel=0.1)
