@@ -1,9 +1,9 @@
 import subprocess
 import sys
 
-import pytest
-
 from mmvisattn import check_env
+
+import pytest
 
 
 def rows_of(check) -> dict[str, check_env.Row]:

@@ -8,9 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+import mmvisattn  # noqa: F401
 
-# isort: split
 import pytest
 import torch
 from mmengine.hooks import Hook

@@ -15,14 +15,14 @@ from .conftest import ARCH, ROOT, TOOLS
 
 sys.path.insert(0, str(TOOLS / 'analysis'))
 
+from mmvisattn.errors import UserError  # noqa: E402
+from mmvisattn.models.backbones import DefocusMamba, FCViT  # noqa: E402
+from mmvisattn.registry import MODELS  # noqa: E402
+
 import benchmark as tool  # noqa: E402
 import measure  # noqa: E402
 import networks  # noqa: E402
 import references  # noqa: E402
-
-from mmvisattn.errors import UserError  # noqa: E402
-from mmvisattn.models.backbones import DefocusMamba, FCViT  # noqa: E402
-from mmvisattn.registry import MODELS  # noqa: E402
 
 BACKBONE = f"dict(type='mmvisattn.FCViT', arch={ARCH}, out_indices=(0, 1))"
 CPU = torch.device('cpu')

@@ -1,6 +1,12 @@
 import re
 from pathlib import Path
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.necks import FlexAttentionNeck
+from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
+
 import cv2
 import numpy as np
 import pytest
@@ -9,12 +15,6 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.token_selection import TokenSelector
-from mmvisattn.models.necks import FlexAttentionNeck
-from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
 
 from .conftest import load_tool, run_tool
 

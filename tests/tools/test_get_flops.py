@@ -13,8 +13,6 @@ from .conftest import ARCH, ROOT, TOOLS
 
 sys.path.insert(0, str(TOOLS / 'analysis'))
 
-import get_flops as tool  # noqa: E402
-
 from mmvisattn.models.backbones import fcvit  # noqa: E402
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer  # noqa: E402
 from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention  # noqa: E402
@@ -24,6 +22,8 @@ from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, at
 from mmvisattn.models.layers.relevance import estimate_attention_contrast  # noqa: E402
 from mmvisattn.models.layers.token_selection import TokenSelector  # noqa: E402
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d  # noqa: E402
+
+import get_flops as tool  # noqa: E402
 
 MAMBA = """
 default_scope = 'mmdet'

@@ -5,9 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+import mmvisattn  # noqa: F401
 
-# isort: split
 import cv2
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 import json
 
-import pytest
-
 from mmvisattn.errors import UserError
+
+import pytest
 
 from .conftest import load_tool
 

@@ -22,9 +22,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import networks  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.errors import UserError
 
-# isort: split
+import networks  # first: with it the toolboxes run without a compiled mmcv
 import numpy as np
 import report as reports
 import torch
@@ -38,9 +39,6 @@ from measure import (
 )
 from mmengine.model import BaseModel
 from torch import Tensor, nn
-
-from mmvisattn import cli
-from mmvisattn.errors import UserError
 
 PEERS = ('resnet50', 'swin_tiny_patch4_window7_224', 'convnext_tiny', 'poolformer_s24', 'vit_small_patch16_224')
 MIN_SIZES_TO_FIT = 3

@@ -13,18 +13,16 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+from mmvisattn.models.backbones.defocus_retnet import CHUNK, chunkwise_retention
+from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention
+from mmvisattn.models.layers import BandpassFilter
 
-# isort: split
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
 import report as reports
 import torch
 import torch.nn.functional as F
 from measure import default_device, parse_count, parse_device, peak_memory, times_in_turn
 from torch import Tensor
-
-from mmvisattn.models.backbones.defocus_retnet import CHUNK, chunkwise_retention
-from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention
-from mmvisattn.models.layers import BandpassFilter
 
 HEADS, HEAD_DIM = 12, 64
 

@@ -14,14 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+from mmvisattn.ops.depthwise_conv import available_backends, depthwise_conv2d
 
-# isort: split
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
 import report as reports
 import torch
 from measure import default_device, parse_count, parse_device, times_in_turn
-
-from mmvisattn.ops.depthwise_conv import available_backends, depthwise_conv2d
 
 SIZES = [
     # batch, channels, height, width

@@ -16,17 +16,15 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+from mmvisattn.ops.selective_scan import available_backends, selective_scan
 
-# isort: split
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
 import numpy as np
 import report as reports
 import torch
 from measure import default_device, parse_count, parse_device, peak_memory, times_in_turn
 from references import materialising_scan
 from torch import Tensor
-
-from mmvisattn.ops.selective_scan import available_backends, selective_scan
 
 Scan = Callable[..., Tensor]
 ON_DEVICE = {'cpu': ('torch', 'cpu'), 'cuda': ('torch', 'triton', 'mamba_ssm')}

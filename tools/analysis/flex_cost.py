@@ -16,9 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
+from mmvisattn.models.layers.relevance import ESTIMATES
+from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
 
-# isort: split
+import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
 import report as reports
 import torch
 import torch.nn.functional as F
@@ -26,11 +29,6 @@ from measure import default_device, parse_count, parse_device, parse_size, peak_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
-from mmvisattn.models.layers.relevance import ESTIMATES
-from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
 
 
 class PlainViT(nn.Module):

@@ -31,9 +31,12 @@ from functools import partial
 from math import prod
 from unittest import mock
 
-import networks  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import defocus_vit, fcvit
+from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
 
-# isort: split
+import networks  # first: with it the toolboxes run without a compiled mmcv
 import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
@@ -41,11 +44,6 @@ from measure import parse_size
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-
-from mmvisattn import cli
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import defocus_vit, fcvit
-from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
 
 
 def scan_flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args, **kwargs) -> int:

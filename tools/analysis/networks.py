@@ -5,9 +5,10 @@ import importlib
 from contextlib import suppress
 from pathlib import Path
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.errors import UserError, nearest
+from mmvisattn.models import backbones
 
-# isort: split
 import numpy as np
 import timm
 import torch
@@ -17,9 +18,6 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from references import REFERENCES, to_reference
 from torch import Tensor, nn
-
-from mmvisattn.errors import UserError, nearest
-from mmvisattn.models import backbones
 
 NAMES = (
     'config file, config of a toolbox (mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), backbone of ours with arch and '

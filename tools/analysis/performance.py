@@ -18,11 +18,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import benchmark
-import report as reports
-
 from mmvisattn import cli
 from mmvisattn.errors import UserError, nearest
+
+import benchmark
+import report as reports
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/performance.md'

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from measure import describe_machine
-
 from mmvisattn import cli
 from mmvisattn.errors import UserError
+
+import torch
+from measure import describe_machine
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:

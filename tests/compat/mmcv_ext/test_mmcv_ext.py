@@ -2,11 +2,11 @@ import importlib
 import subprocess
 import sys
 
+from mmvisattn.compat import mmcv_ext
+
 import mmcv._ext
 import mmcv.ops
 import pytest
-
-from mmvisattn.compat import mmcv_ext
 
 SUPPLIED = {
     'nms', 'softnms', 'nms_match',
