@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from .conftest import ROOT, TOOLS, run_command, run_tool
+from .utils import ROOT, TOOLS, run_command, run_tool
 
 
 @pytest.fixture

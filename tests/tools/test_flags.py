@@ -7,8 +7,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
-from .conftest import ROOT, load_tool
 from .test_dist import free_port
+from .utils import ROOT, load_tool
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
 

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
-from .conftest import load_tool, run_tool
+from .utils import load_tool, run_tool
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 

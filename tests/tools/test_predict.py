@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from .conftest import load_tool, run_tool
+from .utils import load_tool, run_tool
 
 
 @pytest.fixture(params=['det', 'seg'])
