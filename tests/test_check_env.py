@@ -2,10 +2,10 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 
+from mmvisattn import check_env
+
 import pytest
 from packaging.specifiers import SpecifierSet
-
-from mmvisattn import check_env
 
 
 def rows_of(check) -> dict[str, check_env.Row]:

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
+from mmvisattn import check_env
+
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-
-from mmvisattn import check_env
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,8 +1,8 @@
+from mmvisattn.visualization import CAPTION_HEIGHT, DIMMED, GAP, PANEL_SIZE, draw_cells, draw_layers, stack_rows
+
 import cv2
 import numpy as np
 import pytest
-
-from mmvisattn.visualization import CAPTION_HEIGHT, DIMMED, GAP, PANEL_SIZE, draw_cells, draw_layers, stack_rows
 
 
 def picture(height: int, width: int) -> np.ndarray:

@@ -6,9 +6,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.engine import report_checkpoint
+from mmvisattn.errors import UserError
+from mmvisattn.registry import type_name
 
-# isort: split
 import cv2
 import numpy as np
 import torch
@@ -19,10 +21,6 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.visualization import Visualizer
 from torch import nn
-
-from mmvisattn.engine import report_checkpoint
-from mmvisattn.errors import UserError
-from mmvisattn.registry import type_name
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

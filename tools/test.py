@@ -4,12 +4,10 @@ import argparse
 from collections.abc import Sequence
 from copy import deepcopy
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
-from mmengine.config import Config, ConfigDict
-
+from mmvisattn import cli
 from mmvisattn.errors import UserError
+
+from mmengine.config import Config, ConfigDict
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,14 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
-from mmengine.config import Config
-from mmengine.device import get_device
-
+from mmvisattn import cli
 from mmvisattn.errors import UserError
 from mmvisattn.registry import type_name
+
+from mmengine.config import Config
+from mmengine.device import get_device
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

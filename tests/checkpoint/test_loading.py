@@ -1,13 +1,14 @@
 import logging
 
+from mmvisattn.checkpoint import compare, load_pretrained, weights_of
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FCViT
+
 import pytest
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT
 
-from mmvisattn.checkpoint import compare, load_pretrained, weights_of
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FCViT
 from tests.golden import load
 
 SMALL = dict(embed_dims=(8, 16, 16, 24), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))

@@ -1,13 +1,13 @@
+from mmvisattn.checkpoint import timm_scheme
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusViT
+
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
-
-from mmvisattn.checkpoint import timm_scheme
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusViT
 
 NAME = 'deit_tiny_patch16_224'
 

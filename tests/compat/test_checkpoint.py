@@ -5,6 +5,9 @@ import pickle
 import re
 from pathlib import Path
 
+from mmvisattn.compat import checkpoint
+from mmvisattn.compat.checkpoint import UnsafeCheckpointError
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +18,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
-
-from mmvisattn.compat import checkpoint
-from mmvisattn.compat.checkpoint import UnsafeCheckpointError
 
 # ----------------------------------------------------------------------------- what is let through
 

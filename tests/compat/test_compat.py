@@ -3,9 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from mmvisattn import compat
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 

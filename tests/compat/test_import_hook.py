@@ -4,9 +4,9 @@ import inspect
 import sys
 import types
 
-import pytest
-
 from mmvisattn.compat import _import_hook
+
+import pytest
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+from mmvisattn.compat import packages
+
 import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
-
-from mmvisattn.compat import packages
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,13 +1,13 @@
 from types import SimpleNamespace
 
+from mmvisattn.engine import CheckpointReportHook
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusMamba, FlexViT
+
 import pytest
 import torch
 from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
-
-from mmvisattn.engine import CheckpointReportHook
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusMamba, FlexViT
 
 
 class BaseModelOf(BaseModel):

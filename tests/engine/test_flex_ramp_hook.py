@@ -1,11 +1,11 @@
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FlexViT
 
 SMALL = dict(embed_dims=8, depth=3, num_heads=2, mlp_ratio=1)
 

@@ -1,10 +1,10 @@
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FCViT
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FCViT
 
 SMALL = dict(embed_dims=(8, 16, 16, 24), depths=(1, 1, 2, 1), mlp_ratios=(2, 2, 2, 2))
 

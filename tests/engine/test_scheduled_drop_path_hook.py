@@ -1,3 +1,7 @@
+from mmvisattn.engine import ScheduledDropPathHook
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusViT, FCViT
+
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath as MMCVDropPath
@@ -5,10 +9,6 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
-
-from mmvisattn.engine import ScheduledDropPathHook
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusViT, FCViT
 
 DEPTH = 4
 BATCHES = 2  # iterations of an epoch

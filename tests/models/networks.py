@@ -1,11 +1,11 @@
 """A small network of each kind, for what holds for all."""
 
-import torch
-from torch import nn
-
 from mmvisattn.models import ClassPresenceHead
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT, FCViT, FlexViT
 from mmvisattn.models.necks import FlexAttentionNeck, SimpleFPN
+
+import torch
+from torch import nn
 
 TRANSFORMER = dict(embed_dims=24, depth=2, num_heads=3, mlp_ratio=2)
 BACKBONES: dict[type[nn.Module], dict] = {

@@ -4,12 +4,13 @@ import inspect
 import re
 from numbers import Number
 
-import pytest
-import torch
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT, FCViT, FlexViT
 from mmvisattn.models.checks import RULES
+
+import pytest
+import torch
+
 from tests.models.networks import BACKBONES, OTHERS, build
 
 COUNT = (0, -1, 2.5, '4', True, None)

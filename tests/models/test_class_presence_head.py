@@ -1,3 +1,6 @@
+from mmvisattn.errors import UserError
+from mmvisattn.models import ClassPresenceHead
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,9 +9,6 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-
-from mmvisattn.errors import UserError
-from mmvisattn.models import ClassPresenceHead
 
 
 def sample(labels):

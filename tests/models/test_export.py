@@ -1,11 +1,12 @@
 """What can be exported, and what is said of the rest."""
 
-import pytest
-import torch
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT, FlexViT
 from mmvisattn.models.export import is_exported, is_exported_to_onnx, is_open
+
+import pytest
+import torch
+
 from tests.models.networks import build
 
 NETWORKS = [DefocusMamba, DefocusViT, DefocusRetNet, FlexViT]

@@ -2,14 +2,15 @@
 
 import logging
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusViT, FlexViT
+
 import pytest
 import torch
 from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusViT, FlexViT
 from tests.models.networks import BACKBONES, build
 
 all_backbones = pytest.mark.parametrize('network', BACKBONES, ids=lambda network: network.__name__)

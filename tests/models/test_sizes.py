@@ -1,11 +1,12 @@
 """Pictures of any shape through backbone and necks."""
 
-import pytest
-import torch
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FCViT
 from mmvisattn.models.necks import FlexAttentionNeck, SimpleFPN
+
+import pytest
+import torch
+
 from tests.models.networks import BACKBONES, build
 
 SIZES = [(1, 1), (8, 160), (160, 8), (16, 33), (17, 17), (47, 49), (79, 113)]

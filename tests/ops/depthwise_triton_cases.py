@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from mmvisattn.ops import depthwise_conv, triton_support
+
 import pytest
 import torch
 import torch.nn.functional as F
-
-from mmvisattn.ops import depthwise_conv, triton_support
 
 DEVICE = triton_support.DEVICE
 conv = partial(depthwise_conv.depthwise_conv2d, backend='triton')

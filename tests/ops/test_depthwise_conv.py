@@ -1,14 +1,14 @@
 from functools import partial
 
+from mmvisattn.ops import depthwise_conv
+from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, interface
+
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from torch.utils.flop_counter import FlopCounterMode
-
-from mmvisattn.ops import depthwise_conv
-from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, interface
 
 CASES = [
     # batch, channels, height, width, kernel, padding

@@ -3,10 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmvisattn.ops import triton_support
+
 import pytest
 import torch
-
-from mmvisattn.ops import triton_support
 
 triton = pytest.importorskip('triton')
 
@@ -39,11 +39,11 @@ def test_kernels(interpreted):
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_kernels_compile(capability, channels_last):
     """To machine code, without spilling or a detour through shared memory at each tap; also without a GPU."""
+    from mmvisattn.ops.depthwise_conv import triton_kernels
+
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.language import float32
-
-    from mmvisattn.ops.depthwise_conv import triton_kernels
 
     pointers = {'x', 'weight', 'bias', 'out', 'grad'}
     tiles = {

@@ -1,10 +1,10 @@
 import io
 
+from mmvisattn.ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
+
 import pytest
 import torch
 import torch.nn.functional as F
-
-from mmvisattn.ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])

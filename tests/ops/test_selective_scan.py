@@ -6,10 +6,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
-import torch
-from torch.utils.checkpoint import checkpoint
-
 from mmvisattn.ops.selective_scan import (
     BACKENDS,
     available_backends,
@@ -21,6 +17,11 @@ from mmvisattn.ops.selective_scan import (
     selective_scan,
     torch_backend,
 )
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
 from tests.golden import load
 from tests.ops.scan_cases import NAMES, assert_close, evaluate, gradients, make_inputs
 

@@ -3,11 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 from mmvisattn.ops import triton_support
 from mmvisattn.ops.selective_scan.common import CHUNK
+
+import pytest
+import torch
 
 triton = pytest.importorskip('triton')
 
@@ -39,11 +39,11 @@ def test_kernels(interpreted):
 @pytest.mark.parametrize('half', [False, True])
 def test_kernels_compile(capability, half):
     """To machine code, without spilling, also where there is no GPU."""
+    from mmvisattn.ops.selective_scan import triton_kernels
+
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.language import float32
-
-    from mmvisattn.ops.selective_scan import triton_kernels
 
     sequence = '*bf16' if half else '*fp32'
     types = dict.fromkeys(['u', 'delta', 'y', 'grad_y', 'grad_u', 'grad_delta'], sequence)

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from mmvisattn.ops import triton_support
+from mmvisattn.ops.selective_scan import available_backends, selective_scan, triton_backend
+
 import pytest
 import torch
 
-from mmvisattn.ops import triton_support
-from mmvisattn.ops.selective_scan import available_backends, selective_scan, triton_backend
 from tests.golden import load
 from tests.ops.scan_cases import NAMES, assert_close, gradients, make_inputs
 

@@ -1,27 +1,15 @@
 """Mini data, small configs and one interrupted and resumed training a toolbox, shared by the tests of the tools."""
 
-import importlib.util
-import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
 import pytest
-import torch
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import HOOKS
-from mmengine.visualization import Visualizer
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools'
-
-ARCH = 'dict(embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))'
+from .utils import ARCH, ROOT, TOOLS, run_tool
 
 DET_CONFIG = f"""
 _base_ = [
@@ -118,58 +106,6 @@ class InterruptHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter + 1 == self.after:
             raise KeyboardInterrupt
-
-
-def load_tool(name: str):
-    folder = str((TOOLS / name).parent)
-    if folder not in sys.path:  # as for a script, which finds what lies beside it
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the annotations of a script
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_tool(name: str, *args: object) -> None:
-    """Run a tool in this process, as far apart from earlier runs as in one of its own."""
-    managers = [Visualizer, MMLogger, MessageHub]
-    while managers:
-        manager = managers.pop()
-        manager._instance_dict.clear()
-        managers += manager.__subclasses__()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are too small for more
-    try:
-        load_tool(name).main([str(arg) for arg in args])
-    finally:
-        torch.set_num_threads(threads)
-
-
-def run_command(*args: object, first_on_path: str = '', **env: str) -> subprocess.CompletedProcess:
-    """Run a command in a process of its own, with this Python first on the path."""
-    folders = [first_on_path, str(Path(sys.executable).parent), os.environ['PATH']]
-    path = {'PYTHONPATH': str(ROOT), 'PATH': os.pathsep.join(filter(None, folders))}
-    return subprocess.run(
-        [str(arg) for arg in args],
-        env={**os.environ, **path, 'OMP_NUM_THREADS': '1', **env},
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-
-
-def read_log(work_dir: Path, index: int = -1) -> list[dict]:
-    """The training steps that the run wrote down; runs are counted in the order of time."""
-    logs = sorted(work_dir.glob('*/vis_data/*.json'), key=lambda path: path.stat().st_mtime_ns)
-    logs = [log for log in logs if log.name == 'scalars.json']
-    return [json.loads(line) for line in logs[index].read_text().splitlines()]
-
-
-def read_metrics(work_dir: Path) -> dict:
-    """What the latest test measured."""
-    latest = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime_ns)
-    return json.loads(latest.read_text().splitlines()[-1])
 
 
 @dataclass

@@ -6,23 +6,20 @@ import re
 import sys
 from contextlib import redirect_stdout
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusMamba, FCViT
+from mmvisattn.registry import MODELS
+from mmvisattn.testing import PlainFCViT, random_inputs
+
 import pytest
 import torch
 from mmcv.ops import RoIAlign
 from torch import nn
 
-from .conftest import ARCH, ROOT, TOOLS
+from tools.analysis import benchmark as tool
+from tools.analysis import measure, networks
 
-sys.path.insert(0, str(TOOLS / 'analysis'))
-
-import benchmark as tool  # noqa: E402
-import measure  # noqa: E402
-import networks  # noqa: E402
-import references  # noqa: E402
-
-from mmvisattn.errors import UserError  # noqa: E402
-from mmvisattn.models.backbones import DefocusMamba, FCViT  # noqa: E402
-from mmvisattn.registry import MODELS  # noqa: E402
+from .utils import ARCH, ROOT
 
 BACKBONE = f"dict(type='mmvisattn.FCViT', arch={ARCH}, out_indices=(0, 1))"
 CPU = torch.device('cpu')
@@ -170,7 +167,7 @@ def test_whole_models_train_and_infer(kind, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(WHOLE[kind])
     network = networks.build(str(config), 'model', (64, 96))
-    inputs = networks.random_inputs(network, 2, (64, 96), CPU)
+    inputs = random_inputs(network, 2, (64, 96), CPU)
     seen = {}
     network.register_forward_hook(lambda module, args, output: seen.update(output=output))
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
@@ -241,8 +238,8 @@ def test_reference_of_a_model_has_that_of_its_backbone(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(WHOLE['segmentor'])
     network = networks.build(f'reference:{config}', 'model', (64, 64))
-    assert isinstance(network.backbone, references.PlainFCViT)
-    tool.make_step(network, networks.random_inputs(network, 2, (64, 64), CPU), make_args())()
+    assert isinstance(network.backbone, PlainFCViT)
+    tool.make_step(network, random_inputs(network, 2, (64, 64), CPU), make_args())()
 
 
 def test_reference_of_a_detector_has_the_roi_align_of_torchvision():
@@ -255,7 +252,7 @@ def test_reference_of_a_detector_has_the_roi_align_of_torchvision():
 def test_peers_take_any_size(peer):
     with torch.device('meta'):
         network = networks.build(f'timm:{peer}', 'model', (96, 160)).eval()
-        (images,) = networks.random_inputs(network, 2, (96, 160), torch.device('meta'))
+        (images,) = random_inputs(network, 2, (96, 160), torch.device('meta'))
         assert network(images).shape[0] == 2
     assert 20e6 < sum(parameter.numel() for parameter in network.parameters()) < 30e6
 

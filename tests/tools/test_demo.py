@@ -3,59 +3,87 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from mmseg.evaluation import IoUMetric
 
-from .conftest import TOOLS, load_tool
+from tools import demo, driver
 
-demo = load_tool('demo')
+from .utils import ROOT
 
 
 @pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """The commands that the demo runs; a training is stopped after its first checkpoint, another one ends."""
+def commands(monkeypatch):
+    """The commands that are run; a training is stopped after its first checkpoint, another one ends."""
     recorded = []
 
-    def run(*words):
-        words = list(map(str, words))
+    def run(*words, log=None, **env):
         recorded.append(words)
+        folder = Path(words[words.index('--work-dir') + 1])
         if 'tools/train.py' in words:
-            (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_100.pth'))
+            (folder / 'last_checkpoint').write_text(str(folder / 'iter_100.pth'))
             if '--resume' not in words:
-                sys.exit('stopped')
+                raise KeyboardInterrupt
         else:
-            folder = tmp_path / 'test/20260101_000000'
+            folder = folder / '20260101_000000'
             folder.mkdir(parents=True)
-            (folder / '20260101_000000.json').write_text(json.dumps({'mIoU': 50.0, 'aAcc': 80.0}))
+            (folder / '20260101_000000.json').write_text(json.dumps({'mIoU': 0.8, 'aAcc': 80.0}))
 
-    monkeypatch.setattr(demo, 'run', run)
+    monkeypatch.setattr(driver, 'run_script', run)
     return recorded
 
 
 def test_goes_on_where_it_stopped(commands, tmp_path):
-    task = demo.TASKS[0]
-    with pytest.raises(SystemExit):
-        demo.train_and_test(task, tmp_path, ['randomness.seed=0'])
+    test, after = demo.plan(tmp_path, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        test.start.run()
     assert len(commands) == 1 and '--resume' not in commands[0]
 
-    results = demo.train_and_test(task, tmp_path, ['randomness.seed=0'])
-    assert results == {'mIoU': 50.0, 'aAcc': 80.0}
-    train, test = commands[1:]
-    assert '--resume' in train and 'tools/test.py' in test and str(tmp_path / 'iter_100.pth') in test
-    size = next(word for word in train if word.startswith('train_dataloader.batch_size='))
+    test.start.run()
+    test.run()
+    assert test.figures['mIoU'] == 0.8 and test.figures['aAcc'] == 80.0
+    words, test_words = commands[1:]
+    assert '--resume' in words and 'tools/test.py' in test_words and test.start.checkpoint in test_words
+    size = next(word for word in words if word.startswith('train_dataloader.batch_size='))
     assert int(size.split('=')[1]) * demo.PROCESSES == 8
+    assert ('torch.distributed.run' in words) == (demo.PROCESSES > 1)
 
-    assert demo.train_and_test(task, tmp_path, ['randomness.seed=0']) == results
+    test.start.run()
+    test.run()
     assert len(commands) == 3  # nothing was left to do
+    assert f'load_from={test.start.checkpoint}' in after.start.command()
+
+
+def test_metrics_are_scaled_by_their_names(commands, tmp_path):
+    test, _ = demo.plan(tmp_path, seed=0)
+    for training in (test.start, test):
+        training.folder.mkdir(parents=True)
+    (test.start.folder / 'last_checkpoint').write_text('iter_100.pth')
+    test.run()
+    assert dict(test.shares) == {'mIoU': pytest.approx(0.008), 'pixel accuracy': pytest.approx(0.8)}
+    assert driver.as_share('coco/bbox_mAP', 0.8) == 0.8
+
+
+def test_per_cent_are_the_metrics_of_mmseg():
+    metric = IoUMetric(iou_metrics=['mIoU', 'mDice', 'mFscore'])
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    intersection, union, area = torch.tensor([2.0, 3.0]), torch.tensor([4.0, 5.0]), torch.tensor([3.0, 4.0])
+    measured = metric.compute_metrics([(intersection, union, area, area)])
+    assert set(measured) == driver.PER_CENT and measured['aAcc'] > 1
 
 
 def test_interrupt_ends_with_a_line_that_says_how_to_go_on():
     script = (
-        f'import sys; sys.path.insert(0, {str(TOOLS)!r}); import demo; '
-        "demo.run('-c', 'import time; print(1, flush=True); time.sleep(60)')"
+        'from unittest import mock; from tools import demo, driver; '
+        "wait = ('-c', 'import time; print(1, flush=True); time.sleep(60)'); "
+        "mock.patch.object(demo, 'run_script', lambda *words: driver.run_script(*wait)).start(); "
+        'demo.main()'
     )
     process = subprocess.Popen(
         [sys.executable, '-c', script],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,3 +96,14 @@ def test_interrupt_ends_with_a_line_that_says_how_to_go_on():
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors.endswith('stopped; the same command goes on from the last checkpoint\n')
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch, tmp_path):
+    def fail(*words):
+        raise subprocess.CalledProcessError(3, words)
+
+    monkeypatch.setattr(demo, 'run_script', fail)
+    monkeypatch.setattr(sys, 'argv', ['demo.py', '--work-dir', str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_info:
+        demo.main()
+    assert exit_info.value.code == 3

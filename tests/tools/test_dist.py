@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from .conftest import TOOLS, read_log, read_metrics, run_command, run_tool
+from .utils import TOOLS, read_log, read_metrics, run_command, run_tool
 
 FAKE_SRUN = """#!/usr/bin/env bash
 # Write down the command, and run one task of the job here where there is to be but one.

@@ -2,14 +2,14 @@
 
 import shutil
 
+from mmvisattn import cli
+from mmvisattn.errors import UserError
+
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmvisattn import cli
-from mmvisattn.errors import UserError
-
-from .conftest import ROOT, TOOLS, run_command, run_tool
+from .utils import ROOT, TOOLS, run_command, run_tool
 
 
 @pytest.fixture

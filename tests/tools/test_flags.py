@@ -1,5 +1,7 @@
 """Every flag that the READMEs name, on every shipped config, up to a runner that could start."""
 
+from mmvisattn import cli
+
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
 import torch
@@ -7,11 +9,9 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmvisattn import cli
-
-from ..test_configs import CONFIGS, ROOT
-from .conftest import load_tool
+from ..test_configs import CONFIGS
 from .test_dist import free_port
+from .utils import ROOT, load_tool
 
 FLAGS = [
     *('--amp', '--auto-scale-lr', '--resume', '--launcher', 'pytorch'),

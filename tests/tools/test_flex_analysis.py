@@ -1,6 +1,12 @@
 import re
 from pathlib import Path
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.necks import FlexAttentionNeck
+from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
+
 import cv2
 import numpy as np
 import pytest
@@ -10,13 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.token_selection import TokenSelector
-from mmvisattn.models.necks import FlexAttentionNeck
-from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
-
-from .conftest import load_tool, run_tool
+from .utils import load_tool, run_tool
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 

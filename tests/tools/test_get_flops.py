@@ -1,29 +1,26 @@
 """Counts against those made by hand; two FLOPs for a multiply-add."""
 
 import re
-import sys
 from functools import partial
+
+from mmvisattn.models.backbones import fcvit
+from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
+from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention
+from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention
+from mmvisattn.models.layers import BandpassFilter
+from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back
+from mmvisattn.models.layers.relevance import estimate_attention_contrast
+from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import DeformConv2d
 
-from .conftest import ARCH, ROOT, TOOLS
+from tools.analysis import get_flops as tool
 
-sys.path.insert(0, str(TOOLS / 'analysis'))
-
-import get_flops as tool  # noqa: E402
-
-from mmvisattn.models.backbones import fcvit  # noqa: E402
-from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer  # noqa: E402
-from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention  # noqa: E402
-from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention  # noqa: E402
-from mmvisattn.models.layers import BandpassFilter  # noqa: E402
-from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back  # noqa: E402
-from mmvisattn.models.layers.relevance import estimate_attention_contrast  # noqa: E402
-from mmvisattn.models.layers.token_selection import TokenSelector  # noqa: E402
-from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d  # noqa: E402
+from .utils import ARCH, ROOT
 
 MAMBA = """
 default_scope = 'mmdet'

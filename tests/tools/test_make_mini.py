@@ -5,9 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
 import cv2
 import numpy as np
 import pytest
@@ -22,13 +19,10 @@ from mmseg.evaluation import IoUMetric
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-DATA_TOOLS = Path(__file__).parents[2] / 'tools/data'
-sys.path.insert(0, str(DATA_TOOLS))
-
-import make_mini as tool  # noqa: E402
-from make_mini import MiniError, encode_rle, find_polygons, make_mini  # noqa: E402
-from mini_scenes import FINE, Options, draw_scene, to_pixels  # noqa: E402
-from mini_shapes import COCO_IDS, SURFACES, THINGS  # noqa: E402
+from tools.data import make_mini as tool
+from tools.data.make_mini import MiniError, encode_rle, find_polygons, make_mini
+from tools.data.mini_scenes import FINE, Options, draw_scene, to_pixels
+from tools.data.mini_shapes import COCO_IDS, SURFACES, THINGS
 
 OPTIONS = Options(train=24, val=16, classes=8, shares=(0.35, 0.45, 0.2), empty=0.15, crowd=0.2, seed=3)
 TINY = Options(train=2, val=1, size=(64, 64), shares=(1, 1, 0), seed=5)
@@ -362,7 +356,7 @@ def test_stock_configs_find_it(mini, tmp_path, scope, base, folder, counts):
 
 
 def run(*args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, DATA_TOOLS / 'make_mini.py', *map(str, args)]
+    command = [sys.executable, tool.__file__, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

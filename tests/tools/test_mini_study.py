@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from .conftest import load_tool
+from tools.analysis import mini_study as study_tool
 
-study_tool = load_tool('analysis/mini_study')
 ADE, COCO = 'ade/ADEChallengeData2016', 'coco/'
 SIZES = ['model.backbone.arch.depth=2', 'model.backbone.arch.embed_dims=16', 'model.neck.in_channels=16']
 
@@ -67,12 +66,12 @@ def test_a_study_trains_each_variant_once_and_tests_it_under_other_settings(stud
     assert str(folder / 'decay_and_rotation/seed0/iter_2.pth') in command and smaller in command
     for row in ('decay and rotation', 'neither', 'half the size'):
         figures = json.loads((folder / row.replace(' ', '_') / 'seed0/result.json').read_text())
-        shown = f'{figures["mIoU"] / 100 if figures["mIoU"] > 1 else figures["mIoU"]:.3f}'
+        shown = f'{figures["mIoU"] / 100:.3f}'
         assert f'| {row} | {shown} ({shown}) |' in printed
 
     study_tool.main(argv)
     again = capsys.readouterr().out
-    assert '$' not in again
+    assert 'tools/train.py' not in again and 'tools/test.py' not in again
     assert again.strip().splitlines()[-5:] == printed.strip().splitlines()[-5:]
 
 
@@ -102,3 +101,18 @@ def test_a_study_of_two_stages_starts_from_the_weights_of_the_first(tmp_path, mo
     (folder / 'FPN/seed3/result.json').unlink()
     again = study_tool.plan(study, 3, folder)['FPN'][-1].command()
     assert '--resume' in again and not any('load_from' in word for word in again)
+
+
+def test_the_table_scales_metrics_by_their_names(tmp_path, capsys):
+    """A segmentor of 0.8 % is no better for it, and a detector of an AP of 0.8 no worse."""
+    stages = [
+        study_tool.Stage('segmentor.py', [], {'mIoU': 'mIoU'}),
+        study_tool.Stage('detector.py', [], {'coco/bbox_mAP': 'AP'}),
+    ]
+    study = study_tool.Study({'one': study_tool.Variant()}, stages)
+    plan = study_tool.plan(study, 0, tmp_path)
+    for training, figures in zip(plan['one'], ({'mIoU': 0.8}, {'coco/bbox_mAP': 0.8})):
+        training.folder.mkdir(parents=True)
+        training.result_file.write_text(json.dumps(figures))
+    study_tool.print_table(study, [plan])
+    assert '| one | 0.008 (0.008) | 0.800 (0.800) |' in capsys.readouterr().out

@@ -1,22 +1,24 @@
 import json
-
-import pytest
+import shlex
 
 from mmvisattn.errors import UserError
 
-from .conftest import load_tool
+import pytest
+
+from tools.analysis import performance
+
+from .utils import ROOT
 
 MACHINE = dict(device='d', threads=2, torch='1', date='today')
 
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    module = load_tool('analysis/performance')
-    monkeypatch.setattr(module, 'PAGE', tmp_path / 'page.md')
-    monkeypatch.setattr(module, 'REPORTS', tmp_path / 'reports')
-    monkeypatch.setattr(module, 'RUNS', {'one': [], 'two': []})
-    module.REPORTS.mkdir()
-    return module
+    monkeypatch.setattr(performance, 'PAGE', tmp_path / 'page.md')
+    monkeypatch.setattr(performance, 'REPORTS', tmp_path / 'reports')
+    monkeypatch.setattr(performance, 'RUNS', {'one': [], 'two': []})
+    performance.REPORTS.mkdir()
+    return performance
 
 
 def write(tool, name, **contents):
@@ -51,7 +53,7 @@ def test_a_report_that_is_not_there_is_named(tool, capsys):
 
 def test_what_is_named_is_measured_anew(tool, monkeypatch):
     calls = []
-    monkeypatch.setattr(tool.subprocess, 'run', lambda words, **kwargs: calls.append(words[1:]))
+    monkeypatch.setattr(tool, 'run_script', lambda *words: calls.append([str(word) for word in words]))
     monkeypatch.setattr(tool, 'RUNS', {'one': ['benchmark.py', 'A'], 'two': ['flex_cost.py']})
     tool.PAGE.write_text('nothing\n')
     tool.main(['two'])
@@ -69,5 +71,13 @@ def test_what_is_named_is_measured_anew(tool, monkeypatch):
 
 
 def test_the_page_of_the_project_is_that_of_its_reports():
-    tool = load_tool('analysis/performance')
-    assert tool.fill(tool.PAGE.read_text()) == tool.PAGE.read_text()
+    page = performance.PAGE.read_text()
+    assert performance.fill(page) == page
+
+
+@pytest.mark.parametrize('name', performance.RUNS)
+def test_a_report_tells_the_command_that_makes_it(name):
+    command = shlex.split(json.loads((performance.REPORTS / f'{name}.json').read_text())['command'])
+    script, *arguments = performance.RUNS[name]
+    assert command == ['python', f'tools/analysis/{script}', *arguments]
+    assert (ROOT / command[1]).is_file()

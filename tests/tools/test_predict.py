@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import load_tool, run_tool
+from .utils import load_tool, run_tool
 
 # What lets a network of stride 32 take any picture.
 PADDED = {'tiny-retinanet': 'pad_size_divisor=32', 'tiny-semantic-fpn': 'test_cfg=dict(size_divisor=32)'}

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from .conftest import load_tool, read_log, read_metrics, run_command, run_tool
+from .utils import load_tool, read_log, read_metrics, run_command, run_tool
 
 
 def test_train_resumes_at_the_next_epoch(det):

@@ -22,25 +22,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import networks  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.errors import UserError
+from mmvisattn.testing import random_inputs
 
-# isort: split
 import numpy as np
-import report as reports
 import torch
-from measure import (
-    default_device,
-    parse_count,
-    parse_device,
-    parse_size,
-    peak_memory,
-    times_in_turn,
-)
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmvisattn import cli
-from mmvisattn.errors import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.analysis import networks
+from tools.analysis import report as reports
+from tools.analysis.measure import parse_count, parse_size, peak_memory, times_in_turn
 
 PEERS = ('resnet50', 'swin_tiny_patch4_window7_224', 'convnext_tiny', 'poolformer_s24', 'vit_small_patch16_224')
 MIN_SIZES_TO_FIT = 3
@@ -63,7 +58,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='model',
         help='what to time of a config; `neck` has the backbone with it; default: model',
     )
-    parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
     parser.add_argument(
         '--amp',
         nargs='?',
@@ -75,8 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--memory-format', choices=['nchw', 'nhwc'], default='nchw', help='of images and weights; default: nchw'
     )
     parser.add_argument('--compile', action='store_true', help='time torch.compile of the networks')
-    parser.add_argument('--rounds', type=parse_count, default=9, help='timed rounds; default: 9')
-    reports.add_argument(parser)
+    reports.add_arguments(parser)
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw time and memory against pixels')
     parser.add_argument(
         '--from-json', type=Path, nargs='+', metavar='FILE', help='measure nothing, print what --json wrote'
@@ -128,7 +121,7 @@ def measure(names: Sequence[str], size: tuple[int, int], args: argparse.Namespac
     memory_format = torch.channels_last if args.memory_format == 'nhwc' else torch.contiguous_format
     for name in names:
         network = networks.build(name, args.part, size).to(args.device, memory_format=memory_format)
-        images, *samples = networks.random_inputs(network, args.batch, size, args.device)
+        images, *samples = random_inputs(network, args.batch, size, args.device)
         step = make_step(network, (images.contiguous(memory_format=memory_format), *samples), args)
         step()  # what is allocated or compiled once
         memory = peak_memory(step, args.device)
@@ -162,9 +155,8 @@ def tables(report: dict) -> Iterator[str]:
             median = statistics.median(times)
             memory = '–' if result['peak_mib'] is None else f'{result["peak_mib"]:.0f}'
             yield (
-                f'| {result["name"]} | {result["parameters"] / 1e6:.1f} | {median * 1e3:.1f} '
-                f'({min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}) | {median / base:.2f} | '
-                f'{report["batch"] / median:.2f} | {memory} |'
+                f'| {result["name"]} | {result["parameters"] / 1e6:.1f} | {reports.milliseconds(times)} | '
+                f'{median / base:.2f} | {report["batch"] / median:.2f} | {memory} |'
             )
 
 
@@ -250,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         torch.manual_seed(0)
         kind = [args.step, f'{args.amp} mixed' if args.amp else 'float32', args.memory_format.upper()]
-        report = reports.start('benchmark.py', sys.argv[1:] if argv is None else argv, args.device, args.rounds)
+        report = reports.start(__file__, argv, args)
         report['setting'] = ', '.join(kind + ['compiled'] * args.compile)
         report['batch'] = args.batch
         report['results'] = [result for size in args.sizes for result in measure(names, size, args)]

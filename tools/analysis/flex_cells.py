@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
+from mmvisattn import cli
+from mmvisattn.engine import report_checkpoint
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.token_selection import Selection, TokenSelector
+from mmvisattn.visualization import draw_layers, stack_rows
 
-# isort: split
 import cv2
 import numpy as np
 import torch
@@ -25,12 +29,6 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
-
-from mmvisattn.engine import report_checkpoint
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.token_selection import Selection, TokenSelector
-from mmvisattn.visualization import draw_layers, stack_rows
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

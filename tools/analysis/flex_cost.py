@@ -15,22 +15,23 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import networks  # noqa: F401  first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
-import report as reports
-import torch
-import torch.nn.functional as F
-from measure import default_device, parse_count, parse_device, parse_size, peak_memory, times_in_turn
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from pathlib import Path
 
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
 from mmvisattn.models.layers.relevance import ESTIMATES
 from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.analysis import report as reports
+from tools.analysis.measure import parse_count, parse_size, peak_memory, times_in_turn
 
 
 class PlainViT(nn.Module):
@@ -96,7 +97,7 @@ def costs(
             name,
             f'{counted[name] / 1e9:.1f}',
             f'{counted[name] / counted[last]:.0%}',
-            f'{median * 1e3:.0f} ({min(values) * 1e3:.0f}–{max(values) * 1e3:.0f})',
+            reports.milliseconds(values, 0),
             f'{base / median:.2f}×',
             f'{memory[name]:.0f}',
         ])  # fmt: skip
@@ -149,10 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--sizes', type=parse_size, nargs='+', default=[(1024, 1024)], metavar='HxW', help='default: 1024x1024'
     )
     parser.add_argument('--batches', type=parse_count, nargs='+', default=(1,), help='images a batch; default: 1')
-    parser.add_argument('--rounds', type=parse_count, default=5, help='timed rounds; default: 5')
     parser.add_argument('--amp', action='store_true', help='half precision, on a GPU')
-    parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
-    reports.add_argument(parser)
+    reports.add_arguments(parser, rounds=5)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for network in variants.values():
         network.eval().to(args.device)
 
-    report = reports.start('flex_cost.py', sys.argv[1:] if argv is None else argv, args.device, args.rounds)
+    report = reports.start(__file__, argv, args)
     print('\n'.join(reports.describe(report)))
     inputs = [(batch, size) for size in args.sizes for batch in args.batches]
     columns = ['network', 'GFLOPs', 'of full', 'ms (min–max)', 'speed-up over full', 'peak MiB']

@@ -13,18 +13,16 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from mmvisattn import cli  # first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
-import torch
-from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
-
+from mmvisattn import cli
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalAttention, hierarchical_attention
 from mmvisattn.models.layers.relevance import ESTIMATES, attention_contrast, received_attention
 from mmvisattn.models.layers.token_selection import TokenSelector
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -29,23 +29,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from pathlib import Path
 from unittest import mock
-
-import networks  # first: with it the toolboxes run without a compiled mmcv
-
-# isort: split
-import torch
-import torch.nn.functional as F
-import torchvision  # noqa: F401  registers torch.ops.torchvision
-from measure import parse_size
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import defocus_vit, fcvit
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
+from mmvisattn.testing import random_inputs
+
+import torch
+import torch.nn.functional as F
+import torchvision  # noqa: F401  registers torch.ops.torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.analysis import networks
+from tools.analysis.measure import parse_size
 
 
 def scan_flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args, **kwargs) -> int:
@@ -190,7 +193,7 @@ def _count_on(device: torch.device, name: str, size: tuple[int, int], part: str)
         for module in network.modules():
             if hasattr(module, 'scan_backend'):
                 module.scan_backend = 'torch'  # one operator to the counter, which some backends are not
-        inputs = networks.random_inputs(network, 1, size, device)
+        inputs = random_inputs(network, 1, size, device)
         with CostCounter(network) as counter:
             network(*inputs)
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in network.named_modules()}

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mmvisattn
+
 import timm
 import torch
-
-import mmvisattn
 
 WARM_UP_ROUNDS = 2
 

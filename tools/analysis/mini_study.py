@@ -11,20 +11,20 @@ Example:
 """
 
 import argparse
-import json
 import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.analysis.get_flops import count
+from tools.driver import ROOT, Test, Training, run_script
 
 
 @dataclass(frozen=True)
@@ -163,91 +163,6 @@ STUDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Training:
-    """One training.
-
-    Args:
-        name: What to call it.
-        config: Config file.
-        options: ``--cfg-options``.
-        metrics: The figures to keep, see :class:`Stage`.
-        folder: Folder for logs and checkpoints.
-        start: The training from whose weights it starts, or None.
-    """
-
-    name: str
-    config: str
-    options: list[str]
-    metrics: dict[str, str]
-    folder: Path
-    start: 'Training | None' = None
-
-    @property
-    def result_file(self) -> Path:
-        """Where the figures stand."""
-        return self.folder / 'result.json'
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What came out."""
-        return json.loads(self.result_file.read_text())
-
-    def command(self) -> list[str]:
-        """The training, as words of a command."""
-        words = ['tools/train.py', self.config, '--work-dir', str(self.folder)]
-        options = list(self.options)
-        if (self.folder / 'last_checkpoint').exists():
-            words.append('--resume')  # beside which mmengine takes ``load_from`` for the checkpoint to resume
-        elif self.start is not None:
-            options.append(f'load_from={(self.start.folder / "last_checkpoint").read_text().strip()}')
-        return [*words, '--cfg-options', *options]
-
-    def run(self, threads: int) -> None:
-        """Do it and write down the figures, unless an earlier run did.
-
-        Raises:
-            RuntimeError: If it fails; its words are in ``log.txt``.
-        """
-        if self.result_file.exists():
-            return
-        command = self.command()
-        print(f'$ python {shlex.join(command)}', flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        with (self.folder / 'log.txt').open('a') as log:
-            env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
-            words = [sys.executable, *command]
-            status = subprocess.run(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
-        if status:
-            raise RuntimeError(f'{self.name}: status {status}; see {log.name}')
-        figures = {'minutes': (time.monotonic() - start) / 60} | (self.read_figures() if self.metrics else {})
-        self.result_file.write_text(json.dumps(figures))
-        shown = ''.join(f'{label} {figures[key]:.4g}, ' for key, label in self.metrics.items())
-        print(f'{self.name}: {shown}{figures["minutes"]:.1f} minutes', flush=True)
-
-    def read_figures(self) -> dict[str, float]:
-        """The figures of the newest validation in the logs."""
-        key = next(iter(self.metrics))
-        newest = sorted(self.folder.glob('*/vis_data/scalars.json'))[-1]
-        lines = [json.loads(line) for line in newest.read_text().splitlines()]
-        return next(line for line in reversed(lines) if key in line)
-
-
-class Test(Training):
-    """A test of what a training has made, with settings of its own; ``start`` is that training."""
-
-    def command(self) -> list[str]:
-        """The test, as words of a command."""
-        checkpoint = (self.start.folder / 'last_checkpoint').read_text().strip()
-        words = ['tools/test.py', self.config, checkpoint, '--work-dir', str(self.folder)]
-        return [*words, '--cfg-options', *self.options]
-
-    def read_figures(self) -> dict[str, float]:
-        """The figures of the newest test."""
-        return json.loads(sorted(self.folder.glob('*/*.json'))[-1].read_text())
-
-
 def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     """The trainings of each variant, stage by stage, and what else is tested; a common stage is one training.
 
@@ -292,13 +207,21 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
 
 def run_all(trainings: Sequence[Training], jobs: int) -> None:
     """Run trainings, some at a time, each after the one that it starts from."""
-    threads = max((os.cpu_count() or 1) // jobs, 1)
+    threads = str(max((os.cpu_count() or 1) // jobs, 1))
     done: dict[Path, Future] = {}
 
     def run(training: Training) -> None:
         if training.start is not None:
             done[training.start.folder].result()  # earlier in the list, so it has been taken up
-        training.run(threads)
+        if training.result_file.exists():
+            return
+        log = training.folder / 'log.txt'
+        try:
+            training.run(log, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f'{training.name}: status {error.returncode}; see {log}') from error
+        shown = ''.join(f'{label} {share:.3f}, ' for label, share in training.shares)
+        print(f'{training.name}: {shown}{training.figures["minutes"]:.1f} minutes', flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         for training in trainings:
@@ -312,14 +235,6 @@ def run_all(trainings: Sequence[Training], jobs: int) -> None:
             sys.exit(f'{error or "stopped"}; the same command goes on where this one stopped')
 
 
-def backbone_flops(training: Training, size: tuple[int, int]) -> int:
-    """FLOPs of backbone and neck on one image, from the config that the training has written down."""
-    from get_flops import count
-
-    config = training.folder / Path(training.config).name
-    return count(str(config), size, 'neck').flops['']
-
-
 def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> None:
     """Mean of each figure over the seeds, with the seeds' own behind it."""
     labels = [f'{label}, mean (seeds)' for stage in study.stages for label in stage.metrics.values()]
@@ -328,14 +243,14 @@ def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> Non
     print(f'\n| variant | {" | ".join(labels)} |\n|---|{"---|" * len(labels)}')
     for variant in plans[0]:
         cells = []
-        for number, stage in enumerate(study.stages):
-            for key in stage.metrics:
-                # mmseg writes per cent, mmdet shares of one.
-                figures = [trainings[variant][number].figures[key] for trainings in plans]
-                values = [value / 100 if value > 1 else value for value in figures]
+        for stages in zip(*(trainings[variant] for trainings in plans)):  # of all seeds
+            for of_seeds in zip(*(training.shares for training in stages)):
+                values = [share for _, share in of_seeds]
                 cells.append(f'{statistics.mean(values):.3f} ({", ".join(f"{value:.3f}" for value in values)})')
         if study.flops_size:
-            cells.append(f'{backbone_flops(plans[0][variant][-1], study.flops_size) / 1e6:.0f}')
+            last = plans[0][variant][-1]
+            config = last.folder / Path(last.config).name  # as the training has written it down
+            cells.append(f'{count(str(config), study.flops_size, "neck").flops[""] / 1e6:.0f}')
         print(f'| {variant} | {" | ".join(cells)} |')
 
 
@@ -350,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     study = STUDIES[args.study]
     for words in study.data:
-        subprocess.run([sys.executable, 'tools/data/make_mini.py', *words], cwd=ROOT, check=True)
+        run_script('tools/data/make_mini.py', *words)
     folder = (ROOT / args.work_dir / args.study).resolve()
     plans = [plan(study, seed, folder) for seed in args.seeds]
     trainings = [t for variants in plans for stage in zip(*variants.values()) for t in stage]

@@ -12,19 +12,19 @@ Examples:
 
 import argparse
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import benchmark
-import report as reports
-
 from mmvisattn import cli
 from mmvisattn.errors import UserError, nearest
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.analysis import benchmark
+from tools.analysis import report as reports
+from tools.driver import ROOT, run_script
+
 PAGE = ROOT / 'docs/performance.md'
 REPORTS = ROOT / 'docs/performance'
 PLOT = ROOT / 'docs/images/growth.png'
@@ -44,9 +44,9 @@ RUNS = {
         *('benchmark.py', f'reference:{MINI}', MINI),
         *('--step', 'train', '--batch', '8', '--sizes', '128x160', '--rounds', '15'),
     ],
-    'depthwise': ['benchmark_depthwise.py'],
-    'scan': ['benchmark_scan.py'],
-    'scan-growth': ['benchmark_scan.py', '--growth'],
+    'depthwise': ['benchmark_operators.py', 'depthwise'],
+    'scan': ['benchmark_operators.py', 'scan'],
+    'scan-growth': ['benchmark_operators.py', 'scan', '--growth'],
     'mamba-forward': [
         *('benchmark.py', f'reference:{MAMBA}', f'{MAMBA},scan_backend=torch', f'{MAMBA},scan_backend=cpu'),
         *('--rounds', '3'),
@@ -56,7 +56,7 @@ RUNS = {
         *('--step', 'train', '--rounds', '3'),
     ],
     'window': ['benchmark.py', MAMBA, 'DefocusMamba:base,token_order=window', '--rounds', '5'],
-    'attention': ['benchmark_attention.py', '--rounds', '25'],
+    'attention': ['benchmark_operators.py', 'attention', '--rounds', '25'],
     'flex-cost': [
         *('flex_cost.py', '--sizes', '512x512', '768x768', '1024x1024', '800x1344'),
         *('--batches', '1', '2', '--rounds', '2'),
@@ -85,9 +85,7 @@ RUNS = {
 def measure(name: str) -> None:
     """Make a report anew."""
     tool, *arguments = RUNS[name]
-    words = [f'tools/analysis/{tool}', *arguments, '--json', str(REPORTS / f'{name}.json')]
-    print(f'$ python {shlex.join(words)}', flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    run_script(f'tools/analysis/{tool}', *arguments, '--json', REPORTS / f'{name}.json')
 
 
 def lines_of(report: dict) -> Iterator[str]:

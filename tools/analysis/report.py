@@ -3,37 +3,44 @@
 import argparse
 import json
 import shlex
+import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
-from measure import describe_machine
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError
 
+from .measure import default_device, describe_machine, parse_count, parse_device
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """The option that keeps a report."""
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
+    """The arguments of all tools that measure.
+
+    Args:
+        parser: Their parser.
+        rounds: Default of ``--rounds``.
+    """
+    parser.add_argument('--rounds', type=parse_count, default=rounds, help=f'timed rounds; default: {rounds}')
+    parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all that was measured to this file')
 
 
-def start(tool: str, argv: Sequence[str], device: torch.device, rounds: int) -> dict:
+def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> dict:
     """A report without tables.
 
     Args:
-        tool: File name of the tool.
-        argv: Its arguments; that of the file for the report is left out of the command.
-        device: Where it measures.
-        rounds: How often.
+        file: The tool, one of this folder.
+        argv: Its arguments, or None for those of the process; that of the file for the report is not kept.
+        args: What they were read as.
     """
-    words = list(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     if '--json' in words:
         del words[words.index('--json') : words.index('--json') + 2]
     return {
-        'command': shlex.join(['python', f'tools/analysis/{tool}', *words]),
-        'machine': describe_machine(device),
-        'rounds': rounds,
+        'command': shlex.join(['python', f'tools/analysis/{Path(file).name}', *words]),
+        'machine': describe_machine(args.device),
+        'rounds': args.rounds,
         'tables': [],
     }
 
@@ -43,6 +50,12 @@ def add_table(report: dict, title: str, columns: Sequence[str], rows: Sequence[S
     table = dict(title=title, columns=list(columns), rows=[list(row) for row in rows])
     report['tables'].append(table)
     print('\n'.join(_table_lines(table)), flush=True)
+
+
+def milliseconds(seconds: Sequence[float], digits: int = 1) -> str:
+    """A cell of times: the median with minimum and maximum."""
+    median, low, high = (f(seconds) * 1e3 for f in (statistics.median, min, max))
+    return f'{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})'
 
 
 def _table_lines(table: dict) -> Iterator[str]:

@@ -40,9 +40,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mini_scenes import FINE, SIZE_BOUNDS, Instance, Options, draw_scene, to_pixels
-from mini_shapes import COCO_IDS, THINGS
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+from tools.data.mini_scenes import FINE, SIZE_BOUNDS, Instance, Options, draw_scene, to_pixels
+from tools.data.mini_shapes import COCO_IDS, THINGS
 
 VERSION = 1  # to be raised whenever the same options give other files
 ADE_ROOT = 'ade/ADEChallengeData2016'

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from mini_shapes import SURFACES, THINGS, ThingClass, rock
+
+from .mini_shapes import SURFACES, THINGS, ThingClass, rock
 
 FINE = 3  # canvas pixels along a side of an image pixel; odd, so that image pixels have a centre sample
 SIZE_BOUNDS = (32, 96)  # COCO's limits between small, medium and large, as the root of the area in pixels

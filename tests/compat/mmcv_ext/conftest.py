@@ -1,10 +1,10 @@
 import sys
 from types import ModuleType
 
+from mmvisattn.compat import mmcv_ext
+
 import mmcv.ops  # noqa: F401
 import pytest
-
-from mmvisattn.compat import mmcv_ext
 
 
 def use(monkeypatch: pytest.MonkeyPatch, ext: ModuleType) -> None:

@@ -2,11 +2,12 @@
 
 import itertools
 
+from mmvisattn.compat import mmcv_ext
+
 import pytest
 import torch
 from mmcv.ops import deform_conv2d, modulated_deform_conv2d, nms, nms_match, roi_align, soft_nms
 
-from mmvisattn.compat import mmcv_ext
 from tests.compat.mmcv_ext.conftest import use
 from tests.compat.mmcv_ext.test_deform_conv import CASES, inputs
 from tests.compat.mmcv_ext.test_nms import METHODS, random_boxes

@@ -2,10 +2,10 @@ import importlib
 import subprocess
 import sys
 
+from mmvisattn.compat import mmcv_ext
+
 import mmcv.ops
 import pytest
-
-from mmvisattn.compat import mmcv_ext
 
 SUPPLIED = {
     'nms', 'softnms', 'nms_match',

@@ -2,18 +2,20 @@ import json
 import math
 import sys
 
-import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba
 from mmvisattn.models.backbones import defocus_mamba as module
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
 from mmvisattn.models.layers.patch_sequence import to_sequence
 from mmvisattn.ops.selective_scan import mamba_backend
-from tests.golden import golden_image, load, load_golden_weights
+from mmvisattn.testing import golden_image, load_golden_weights
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.golden import load
 
 SMALL = dict(embed_dims=64, depth=2, d_inner=128, d_state=16, dt_rank=4, group_norm_size=64)
 DENSE = {

@@ -1,18 +1,18 @@
 from unittest.mock import Mock
 
-import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusRetNet, defocus_retnet
 from mmvisattn.models.backbones.defocus_retnet import CHUNK, chunkwise_retention
 from mmvisattn.models.layers import bandpass
 from mmvisattn.models.layers.bandpass import MAX_EXPONENT
 from mmvisattn.models.layers.patch_sequence import to_map
-from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, quadratic_retention, turned
+from mmvisattn.testing import LargestTensor, attention_inputs, quadratic_retention, turned
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
 

@@ -1,16 +1,16 @@
-import pytest
-import timm
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusViT, defocus_vit
 from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention, folded_attention
 from mmvisattn.models.layers import bandpass
 from mmvisattn.models.layers.bandpass import MAX_EXPONENT
 from mmvisattn.models.layers.patch_sequence import to_map
-from tests.models.backbones.defocus_reference import LargestTensor, attention_inputs, naive_attention, turned
+from mmvisattn.testing import LargestTensor, attention_inputs, naive_attention, turned
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
 

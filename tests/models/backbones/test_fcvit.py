@@ -1,6 +1,11 @@
 import json
 from unittest import mock
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FCViT
+from mmvisattn.models.backbones.fcvit import Block, ChannelMixer, GlobalContext
+from mmvisattn.testing import PlainFCViT, global_context, golden_image, gradients, load_golden_weights
+
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +14,7 @@ from mmengine.registry import MODELS as ROOT
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FCViT
-from mmvisattn.models.backbones.fcvit import Block, ChannelMixer, GlobalContext
-from tests.golden import golden_image, load, load_golden_weights
-from tests.models.backbones.fcvit_reference import Reference, global_context, gradients
+from tests.golden import load
 
 SMALL = dict(embed_dims=(8, 16, 16, 24), depths=(1, 1, 2, 1), mlp_ratios=(2, 2, 2, 2))
 CASES = ['fcvit_tiny_1x3x64x96', 'fcvit_tiny_2x3x75x101', 'fcvit_b12_1x3x64x64']
@@ -112,7 +113,7 @@ def test_block_and_global_context_golden():
 def test_equals_the_plain_formulation_in_value_and_gradients(compete):
     network = build(compete=compete).double()
     x = torch.randn(2, 3, 45, 67, dtype=torch.double)
-    reference = Reference(network)
+    reference = PlainFCViT(network)
     ours, expected = network(x), reference(x)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(gradients(network, ours), gradients(network, expected))

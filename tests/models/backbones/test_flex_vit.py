@@ -1,5 +1,10 @@
 from functools import partial
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.relevance import estimate_attention_contrast
+from mmvisattn.models.layers.token_selection import upsample_cells
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,11 +12,6 @@ from mmengine.registry import MODELS as ROOT
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.relevance import estimate_attention_contrast
-from mmvisattn.models.layers.token_selection import upsample_cells
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 

@@ -1,14 +1,14 @@
 """What holds for all three De-focus networks."""
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT
+from mmvisattn.models.layers.patch_sequence import to_sequence
+
 import pytest
 import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT
-from mmvisattn.models.layers.patch_sequence import to_sequence
 
 MAMBA = dict(embed_dims=32, depth=3, d_inner=64, d_state=16, dt_rank=4, group_norm_size=32)
 TRANSFORMER = dict(embed_dims=32, depth=3, num_heads=2, mlp_ratio=2)

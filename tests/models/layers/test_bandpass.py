@@ -1,7 +1,8 @@
+from mmvisattn.models.layers import BandpassFilter, rotate
+
 import pytest
 import torch
 
-from mmvisattn.models.layers import BandpassFilter, rotate
 from tests.golden import load
 
 

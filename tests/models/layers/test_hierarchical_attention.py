@@ -1,11 +1,6 @@
 import ast
 from functools import partial
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
 from mmvisattn.models.layers.hierarchical_attention import (
     HierarchicalAttention,
     HierarchicalBlock,
@@ -16,7 +11,14 @@ from mmvisattn.models.layers.hierarchical_attention import (
 )
 from mmvisattn.models.layers.relevance import estimate_attention_contrast, received_attention
 from mmvisattn.models.layers.token_selection import Selection, TokenSelector, upsample_cells
-from tests.golden import load, load_golden_weights
+from mmvisattn.testing import load_golden_weights
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.golden import load
 from tests.models.layers.test_token_selection import inside_letterbox
 
 ESTIMATE = partial(estimate_attention_contrast, grid=(3, 3))

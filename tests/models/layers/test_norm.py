@@ -1,8 +1,8 @@
+from mmvisattn.models.layers import LN2d, group_rms_norm
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
-
-from mmvisattn.models.layers import LN2d, group_rms_norm
 
 
 def test_ln2d_normalises_channels_at_each_position():

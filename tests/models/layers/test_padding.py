@@ -1,9 +1,9 @@
+from mmvisattn.models.layers.padding import content_size, is_inside, resample_positions
+
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
-
-from mmvisattn.models.layers.padding import content_size, is_inside, resample_positions
 
 
 def test_content_ends_with_the_last_pixel_that_is_not_zero():

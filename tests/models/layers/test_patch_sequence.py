@@ -1,8 +1,8 @@
-import pytest
-import torch
-
 from mmvisattn.models.layers import PatchSequence
 from mmvisattn.models.layers.patch_sequence import to_map, to_sequence
+
+import pytest
+import torch
 
 
 def padded(x, window):

@@ -1,9 +1,5 @@
 from functools import partial
 
-import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, hierarchical_attention
 from mmvisattn.models.layers.relevance import (
     ESTIMATES,
@@ -13,6 +9,10 @@ from mmvisattn.models.layers.relevance import (
     estimate_received_attention,
     received_attention,
 )
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def tokens_like_features(batch: int, heads: int, grid: tuple[int, int], dim: int, seed: int = 0) -> torch.Tensor:

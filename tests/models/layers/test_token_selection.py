@@ -1,7 +1,3 @@
-import numpy as np
-import pytest
-import torch
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.layers.relevance import received_attention
 from mmvisattn.models.layers.token_selection import (
@@ -14,6 +10,11 @@ from mmvisattn.models.layers.token_selection import (
     upsample_cells,
     write_cells,
 )
+
+import numpy as np
+import pytest
+import torch
+
 from tests.golden import load
 
 SHAPES = ['square', 'landscape', 'portrait', 'nearsquare', 'panorama']

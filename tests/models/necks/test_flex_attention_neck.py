@@ -1,16 +1,16 @@
 import copy
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.layers.hierarchical_attention import axial_angles
+from mmvisattn.models.layers.token_selection import CellGrid, upsample_cells
+from mmvisattn.models.necks import FlexAttentionNeck
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
-
-from mmvisattn.errors import UserError
-from mmvisattn.models.layers.hierarchical_attention import axial_angles
-from mmvisattn.models.layers.token_selection import CellGrid, upsample_cells
-from mmvisattn.models.necks import FlexAttentionNeck
 
 
 def build(seed: int = 0, in_channels: int = 24, num_heads: int = 3, **kwargs) -> FlexAttentionNeck:

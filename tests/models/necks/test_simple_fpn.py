@@ -1,12 +1,14 @@
 import json
 
+from mmvisattn.errors import UserError
+from mmvisattn.models.necks import SimpleFPN
+from mmvisattn.testing import golden_image, load_golden_weights
+
 import pytest
 import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
 
-from mmvisattn.errors import UserError
-from mmvisattn.models.necks import SimpleFPN
-from tests.golden import golden_image, load, load_golden_weights
+from tests.golden import load
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -1,0 +1,149 @@
+"""Trainings and tests of the demo and the studies: each is a process, is kept when finished, and goes on if stopped."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# What mmseg's IoUMetric tells per cent; mmdet tells shares of one.
+PER_CENT = {'aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'}
+
+
+def run_script(*words: str | Path, log: Path | None = None, **env: str) -> None:
+    """Print and run a script of this repository.
+
+    Args:
+        words: The script and its arguments.
+        log: File that its output is added to, instead of being shown.
+        env: Variables of its environment.
+
+    Raises:
+        subprocess.CalledProcessError: If it fails.
+    """
+    command = [sys.executable, *map(str, words)]
+    print(f'\n$ python {shlex.join(command[1:])}', flush=True)
+    output = log.open('a') if log else None
+    streams = dict(stdout=output, stderr=subprocess.STDOUT) if output else {}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **streams)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reaches it too; it has the word first
+        raise
+    finally:
+        if output:
+            output.close()
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+
+
+def as_share(name: str, value: float) -> float:
+    """A metric as a share of one, whichever toolbox measured it."""
+    return value / 100 if name in PER_CENT else value
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training.
+
+    Args:
+        name: What to call it.
+        config: Config file.
+        options: ``--cfg-options``.
+        folder: Folder for logs and checkpoints.
+        metrics: Keys of the results to keep, and what they are called in a table.
+        start: The training from whose weights it starts, or None.
+        processes: On how many processes it is spread.
+    """
+
+    name: str
+    config: str
+    options: list[str]
+    folder: Path
+    metrics: dict[str, str] = field(default_factory=dict)
+    start: 'Training | None' = None
+    processes: int = 1
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint that it wrote last."""
+        pointer = self.folder / 'last_checkpoint'
+        return pointer.read_text().strip() if pointer.exists() else None
+
+    @property
+    def result_file(self) -> Path:
+        """Where the figures stand; without it, the training is not finished."""
+        return self.folder / 'result.json'
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What came out, metrics and minutes."""
+        return json.loads(self.result_file.read_text())
+
+    @property
+    def shares(self) -> Iterator[tuple[str, float]]:
+        """What each metric is called, and its value as a share of one."""
+        figures = self.figures
+        return ((label, as_share(key, figures[key])) for key, label in self.metrics.items())
+
+    def command(self) -> list[str]:
+        """The script and its arguments."""
+        words = ['tools/train.py', self.config, '--work-dir', str(self.folder)]
+        if self.processes > 1:
+            launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={self.processes}']
+            words = [*launcher, *words, '--launcher', 'pytorch']
+        options = list(self.options)
+        if self.checkpoint:
+            words.append('--resume')  # beside which mmengine takes ``load_from`` for the checkpoint to resume
+        elif self.start:
+            options.append(f'load_from={self.start.checkpoint}')
+        return [*words, '--cfg-options', *options]
+
+    def run(self, log: Path | None = None, **env: str) -> None:
+        """Do it and write down the figures, unless an earlier run did; the arguments are those of :func:`run_script`.
+
+        Raises:
+            subprocess.CalledProcessError: If it fails.
+        """
+        if self.result_file.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        run_script(*self.command(), log=log, **env)
+        minutes = (time.monotonic() - start) / 60
+        self.result_file.write_text(json.dumps({'minutes': minutes, **(self.read_figures() if self.metrics else {})}))
+
+    def read_figures(self) -> dict[str, float]:
+        """The figures of the newest validation in the logs."""
+        key = next(iter(self.metrics))
+        newest = sorted(self.folder.glob('*/vis_data/scalars.json'))[-1]
+        lines = [json.loads(line) for line in newest.read_text().splitlines()]
+        return next(line for line in reversed(lines) if key in line)
+
+
+@dataclass(frozen=True)
+class Test(Training):
+    """A test of what a training, ``start``, has made.
+
+    Args:
+        pictures: Folder for pictures of prediction beside truth, or None.
+    """
+
+    __test__ = False  # to pytest it looks like a class of tests
+    pictures: Path | None = None
+
+    def command(self) -> list[str]:
+        """The script and its arguments."""
+        words = ['tools/test.py', self.config, self.start.checkpoint, '--work-dir', str(self.folder)]
+        show = ['--show-dir', str(self.pictures)] if self.pictures else []
+        return [*words, *show, '--cfg-options', *self.options]
+
+    def read_figures(self) -> dict[str, float]:
+        """The figures of the newest test."""
+        return json.loads(sorted(self.folder.glob('[0-9]*/[0-9]*.json'))[-1].read_text())
