@@ -20,8 +20,6 @@ setup(
     name='mmvisattn',
     version=version['__version__'],
     description="Attention backbones and necks for OpenMMLab's detectors and segmentors",
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmvisattn', 'mmvisattn.*']),
     license_files=['LICENSE'],

@@ -34,7 +34,8 @@ TOP_LEVEL_KEYS = {
 }
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
 ANSWERED = (UserError, pickle.UnpicklingError)
-MINI_DATA_COMMAND = 'python tools/data/make_mini.py data/mini'
+MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
+CLONE = Path(__file__).resolve().parents[1]
 
 
 def one_line_errors(main: Callable) -> Callable:
@@ -228,7 +229,7 @@ def check_data(cfg: Config, *dataloaders: str) -> None:
         dataloaders: Names of the data loaders that the run will use, such as ``'train_dataloader'``.
 
     Raises:
-        UserError: With the files and folders that are expected, and the command that draws the mini data.
+        UserError: With the files and folders that are expected, and in a clone the command that draws the mini data.
     """
     for name in dataloaders:
         for path, dataset in _datasets((cfg.get(name) or {}).get('dataset'), f'{name}.dataset'):
@@ -238,10 +239,14 @@ def check_data(cfg: Config, *dataloaders: str) -> None:
             missing = [part for part, target in expected.items() if not target.exists()]
             if missing:
                 tree = '\n'.join(f'  {part}' + ('  <- missing' if part in missing else '') for part in expected)
+                small = (
+                    f', or draw a small set with `python {MINI_DATA} data/mini` and take a config of configs/mini'
+                    if (CLONE / MINI_DATA).exists()
+                    else ''
+                )
                 raise UserError(
                     f'the data of `{name}` are not there: {expected[missing[0]]} does not exist; put them there, set '
-                    f'`{path}.data_root`, or draw a small set with `{MINI_DATA_COMMAND}` and take a config of '
-                    f'configs/mini; expected:\n{root or "."}\n{tree}'
+                    f'`{path}.data_root`{small}; expected:\n{root or "."}\n{tree}'
                 )
 
 

@@ -31,61 +31,36 @@ PLOT = ROOT / 'docs/images/growth.png'
 
 MINI = 'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py'
 MINI_NECK = 'configs/mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco.py'
+MINI_STEP = '--step train --batch 8 --sizes 128x160 --rounds 15'
 MAMBA = 'DefocusMamba:base,token_order=raster'
-SEQUENCES = [MAMBA, 'DefocusRetNet:base,token_order=raster', 'DefocusViT:base,token_order=raster']
+SCANS = f'reference:{MAMBA} {MAMBA},scan_backend=torch {MAMBA},scan_backend=cpu'
+SEQUENCES = f'{MAMBA} DefocusRetNet:base,token_order=raster DefocusViT:base,token_order=raster'
 VIT = 'timm:vit_base_patch16_224'
 SIDES = (256, 512, 768, 1024, 1280, 1536)
 # Tool and arguments of each report.
 RUNS = {
-    'fcvit-forward': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12'],
-    'fcvit-train': ['benchmark.py', 'reference:FCViT:b12', 'FCViT:b12', '--step', 'train'],
-    'fcvit-peers': ['benchmark.py', 'FCViT:b12', '--peers', '--step', 'train'],
-    'fcvit-mini': [
-        *('benchmark.py', f'reference:{MINI}', MINI),
-        *('--step', 'train', '--batch', '8', '--sizes', '128x160', '--rounds', '15'),
-    ],
-    'depthwise': ['benchmark_operators.py', 'depthwise'],
-    'scan': ['benchmark_operators.py', 'scan'],
-    'scan-growth': ['benchmark_operators.py', 'scan', '--growth'],
-    'mamba-forward': [
-        *('benchmark.py', f'reference:{MAMBA}', f'{MAMBA},scan_backend=torch', f'{MAMBA},scan_backend=cpu'),
-        *('--rounds', '3'),
-    ],
-    'mamba-train': [
-        *('benchmark.py', f'reference:{MAMBA}', f'{MAMBA},scan_backend=torch', f'{MAMBA},scan_backend=cpu'),
-        *('--step', 'train', '--rounds', '3'),
-    ],
-    'window': ['benchmark.py', MAMBA, 'DefocusMamba:base,token_order=window', '--rounds', '5'],
-    'attention': ['benchmark_operators.py', 'attention', '--rounds', '25'],
-    'flex-cost': [
-        *('flex_cost.py', '--sizes', '512x512', '768x768', '1024x1024', '800x1344'),
-        *('--batches', '1', '2', '--rounds', '2'),
-    ],
-    'flex-train': ['benchmark.py', 'FlexViT:base', VIT, '--step', 'train', '--sizes', '1024x1024', '--rounds', '3'],
-    'neck': [
-        'benchmark.py',
-        MINI,
-        MINI_NECK,
-        '--step',
-        'train',
-        '--batch',
-        '8',
-        '--sizes',
-        '128x160',
-        '--rounds',
-        '15',
-    ],
-    'growth': [
-        *('benchmark.py', 'FCViT:b12', *SEQUENCES, 'FlexViT:base', VIT, '--rounds', '3'),
-        *('--sizes', *(f'{side}x{side}' for side in SIDES)),
-    ],
+    'fcvit-forward': 'benchmark.py reference:FCViT:b12 FCViT:b12',
+    'fcvit-train': 'benchmark.py reference:FCViT:b12 FCViT:b12 --step train',
+    'fcvit-peers': 'benchmark.py FCViT:b12 --peers --step train',
+    'fcvit-mini': f'benchmark.py reference:{MINI} {MINI} {MINI_STEP}',
+    'depthwise': 'benchmark_operators.py depthwise',
+    'scan': 'benchmark_operators.py scan',
+    'scan-growth': 'benchmark_operators.py scan --growth',
+    'mamba-forward': f'benchmark.py {SCANS} --rounds 3',
+    'mamba-train': f'benchmark.py {SCANS} --step train --rounds 3',
+    'window': f'benchmark.py {MAMBA} DefocusMamba:base,token_order=window --rounds 5',
+    'attention': 'benchmark_operators.py attention --rounds 25',
+    'flex-cost': 'flex_cost.py --sizes 512x512 768x768 1024x1024 800x1344 --batches 1 2 --rounds 2',
+    'flex-train': f'benchmark.py FlexViT:base {VIT} --step train --sizes 1024x1024 --rounds 3',
+    'neck': f'benchmark.py {MINI} {MINI_NECK} {MINI_STEP}',
+    'growth': f'benchmark.py FCViT:b12 {SEQUENCES} FlexViT:base {VIT} --rounds 3 '
+    f'--sizes {" ".join(f"{side}x{side}" for side in SIDES)}',
 }
 
 
 def measure(name: str) -> None:
     """Make a report anew."""
-    tool, *arguments = RUNS[name]
-    run_script(f'tools/analysis/{tool}', *arguments, '--json', REPORTS / f'{name}.json')
+    run_script(*f'tools/analysis/{RUNS[name]}'.split(), '--json', REPORTS / f'{name}.json')
 
 
 def lines_of(report: dict) -> Iterator[str]:

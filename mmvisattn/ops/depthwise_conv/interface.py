@@ -17,7 +17,7 @@ from . import torch_backend, triton_backend
 from .common import empty_like_image, memory_format
 
 BACKENDS = ('native', 'torch', 'triton')
-# Smallest kernel for which backend 'torch' beats 'native' on a CPU, see tools/analysis/benchmark_depthwise.py.
+# Smallest kernel for which backend 'torch' beats 'native' on a CPU, as the project's benchmark of operators has it.
 MIN_KERNEL_SIZE = 5
 
 _KERNELS: dict[str, ModuleType] = {'torch': torch_backend, 'triton': triton_backend}
