@@ -8,8 +8,8 @@ from torch.fx.experimental import symbolic_shapes
 
 
 def is_exported() -> bool:
-    """Whether the graph that is being recorded leaves this process; before torch 2.7 only where it is traced."""
-    return torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)()
+    """Whether the graph that is being recorded leaves this process."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
