@@ -48,7 +48,7 @@ PIP = $(@D)/bin/python -m pip install --progress-bar on --constraint $(CONSTRAIN
   CUDA_VISIBLE_DEVICES= MMCV_WITH_OPS=1 $(PIP) --no-build-isolation --no-binary mmcv mmcv==2.1.0
 
 .venv-onedl/.installed: EXTRAS := tests
-.venv-onedl/.installed: NEXT = $(@D)/bin/python -m pip uninstall --yes mmengine && $(PIP) --requirement requirements/onedl.txt
+.venv-onedl/.installed: NEXT = $(@D)/bin/python -m pip uninstall --yes mmengine onedl-mmengine && $(PIP) --requirement requirements/onedl.txt
 
 $(VENVS:%=%/.installed): setup.py $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
