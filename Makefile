@@ -1,28 +1,64 @@
-# `make demo` and `make test` need Python 3.10 to 3.12 and make; everything else comes into .venv.
+# All targets need Python 3.10 to 3.12 and make; everything else comes into .venv, and for `make test-NAME` into .venv-NAME.
 PYTHON ?= python3
-VENV := .venv
-RUN := $(VENV)/bin/python
+RUN := .venv/bin/python
+# As many workers as cores, one thread each: the tensors are small.
+PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test lint docs clean
+# Beside the newest versions (constraints.txt) three more environments are promised and tested:
+# oldest    the lower bounds of all packages
+# compiled  the same with a compiled mmcv in place of mmcv-lite (mmcv 2.1 is C++17, which torch's newest headers are not)
+# onedl     the newest versions with the maintained forks of mmengine, mmcv, mmdet and mmsegmentation
+ENVIRONMENTS := oldest compiled onedl
+VENVS := .venv $(ENVIRONMENTS:%=.venv-%)
 
-demo: $(VENV)/.installed
+.PHONY: demo test quick $(ENVIRONMENTS:%=test-%) lint clean
+
+demo: .venv/.installed
 	$(RUN) tools/demo.py
 
-test: $(VENV)/.installed lint
-	$(RUN) -m pytest
+test: .venv/.installed lint
+	OMP_NUM_THREADS=1 $(RUN) $(PYTEST)
 
-lint: $(VENV)/.installed
+# The part that says most in the least time, for the loop at the desk: each room, no training, no whole configs.
+QUICK := $(addprefix tests/,checkpoint compat engine models ops/test_depthwise_conv.py ops/test_pointwise_conv.py \
+  ops/test_selective_scan.py tools/test_errors.py test_check_env.py test_configs.py::test_names_say_what_is_inside \
+  test_requirements.py test_visualization.py) -k 'not processes_that_build_at_once and not second_derivatives'
+
+quick: .venv/.installed
+	OMP_NUM_THREADS=1 $(RUN) $(PYTEST) $(QUICK)
+
+$(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)
+
+lint: .venv/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-$(VENV)/.installed: setup.py $(wildcard requirements/*.txt)
+CONSTRAINTS := requirements/constraints.txt
+EXTRAS := det,seg,lite,tests
+PIP = $(@D)/bin/python -m pip install --progress-bar on --constraint $(CONSTRAINTS)
+
+.venv-oldest/.installed: CONSTRAINTS := requirements/oldest.txt
+.venv-oldest/.installed: PYTHON := $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
+
+.venv-compiled/.installed: CONSTRAINTS := requirements/oldest.txt
+.venv-compiled/.installed: EXTRAS := det,seg,tests
+# mmcv's setup.py imports pkg_resources. Without a visible GPU it builds for the CPU; that takes 12 minutes on two cores.
+.venv-compiled/.installed: NEXT = $(PIP) 'setuptools<81' wheel && \
+  CUDA_VISIBLE_DEVICES= MMCV_WITH_OPS=1 $(PIP) --no-build-isolation --no-binary mmcv mmcv==2.1.0
+
+.venv-onedl/.installed: EXTRAS := tests
+.venv-onedl/.installed: NEXT = $(@D)/bin/python -m pip uninstall --yes mmengine onedl-mmengine && $(PIP) --requirement requirements/onedl.txt
+
+$(VENVS:%=%/.installed): setup.py $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
 	  { echo "mmvisattn needs Python 3.10 to 3.12; \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1). Run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
-	  { echo "$(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; rm -rf $(VENV); exit 1; }
-	@echo "Installing torch, mmengine, mmdet, mmsegmentation and the rest into $(VENV) (about 6 GB, a few minutes) ..."
-	$(RUN) -m pip install --progress-bar on --constraint requirements/constraints.txt --editable '.[det,seg,lite,tests]'
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D) || \
+	  { echo "$(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; rm -rf $(@D); exit 1; }
+	@echo "Installing torch, mmengine, mmdet, mmsegmentation and the rest into $(@D) (about 6 GB, a few minutes) ..."
+	$(PIP) --editable '.[$(EXTRAS)]'
+	$(NEXT)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENVS) build *.egg-info .pytest_cache .ruff_cache

@@ -23,7 +23,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmvisattn', 'mmvisattn.*']),
     license_files=['LICENSE'],
-    package_data={'mmvisattn': ['ops/selective_scan/*.cpp']},
+    package_data={'mmvisattn': ['py.typed', 'ops/selective_scan/*.cpp']},
     python_requires='>=3.10,<3.13',
     install_requires=requirements('runtime'),
     # A compiled mmcv must not be overwritten, so mmcv-lite is an extra that the user asks for.

@@ -4,11 +4,14 @@
 the toolboxes' own ``train.py`` and ``test.py``.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
 
 from .cli import check_file, one_line_errors
+
+SCRIPT = 'MMVISATTN_SCRIPT'  # environment variable that tells spawned processes the script of their main module
 
 
 @one_line_errors
@@ -19,7 +22,8 @@ def main() -> None:
     del sys.argv[0]
     check_file(sys.argv[0], 'script')
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
+    runpy.run_module('mmvisattn._script', run_name='__main__', alter_sys=True)
 
 
 if __name__ == '__main__':

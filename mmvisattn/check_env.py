@@ -1,30 +1,29 @@
 """Print what is installed, what is in use, and the remedy for each known trap: ``python -m mmvisattn.check_env``."""
 
-import importlib
+import importlib.util
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from typing import NamedTuple
 
-# Distribution, lowest version, first version too high; None where there is no such bound.
-PACKAGES = [
-    ('torch', '2.1', None),
-    ('torchvision', '0.16', None),
-    ('numpy', None, None),
-    ('opencv-python', None, None),
-    ('timm', '1.0', None),
-    ('mmengine', '0.10.4', None),
-    ('mmdet', '3.3', '3.4'),
-    ('mmsegmentation', '1.2.2', '1.3'),
-    ('setuptools', None, None),
-]
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+# Distributions that write the same folder: of each group only one may be installed. The last of each is a maintained
+# fork, which has versions of its own.
+RIVALS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmsegmentation': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
 # A package that is not there costs these users nothing.
 OPTIONAL = {
-    'mmdet': "for detection: pip install 'mmdet>=3.3,<3.4'",
-    'mmsegmentation': "for segmentation: pip install 'mmsegmentation>=1.2.2,<1.3' ftfy regex",
+    'mmdet': 'for detection',
+    'mmsegmentation': 'for segmentation',
     'opencv-python': 'another distribution of cv2 may serve',
     'setuptools': 'not needed',
 }
@@ -53,52 +52,69 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def bounds() -> dict[str, SpecifierSet]:
+    """The versions that the package's metadata ask for, by distribution; nothing where it is not installed."""
+    try:
+        requirements = [Requirement(line) for line in requires('mmvisattn') or ()]
+    except PackageNotFoundError:
+        return {}
+    return {requirement.name: requirement.specifier for requirement in requirements if requirement.specifier}
+
+
 def check_python() -> Iterator[Row]:
-    """The interpreter and the machine."""
-    wrong = not (3, 10) <= sys.version_info[:2] <= (3, 12)
-    yield Row('Python', platform.python_version(), sys.executable, 'use Python 3.10, 3.11 or 3.12' if wrong else '')
+    """The interpreter, the machine and this package."""
+    try:
+        wanted = SpecifierSet(metadata('mmvisattn')['Requires-Python'])
+    except PackageNotFoundError:
+        wanted = SpecifierSet()
+    fits = wanted.contains(platform.python_version())
+    yield Row('Python', platform.python_version(), sys.executable, '' if fits else f'use Python {wanted}')
     yield Row('system', platform.platform(), f'{os.cpu_count()} CPUs')
     compiler = shutil.which('c++') or shutil.which('g++')
     yield Row('compiler', compiler or 'none', 'not needed; with one, the selective scan is faster on a CPU')
+    own = _version('mmvisattn')
+    yield Row('mmvisattn', own or 'not installed', remedy='' if own else 'pip install --editable . in the clone')
 
 
 def check_packages() -> Iterator[Row]:
     """Versions of what the package stands on."""
-    from mmengine.utils import digit_version
-
-    for name, lowest, beyond in PACKAGES:
-        found = _version(name)
-        if found is None:
-            optional = OPTIONAL.get(name)
-            yield Row(name, 'none', optional or '', '' if optional else f'pip install {name}')
-            continue
-        low = lowest and digit_version(found) < digit_version(lowest)
-        high = beyond and digit_version(found) >= digit_version(beyond)
-        bounds = ','.join([f'>={lowest}'] * bool(lowest) + [f'<{beyond}'] * bool(beyond))
-        yield Row(name, found, remedy=f"pip install '{name}{bounds}'" if low or high else '')
-    yield from check_mmcv()
-    if _version('mmsegmentation'):
-        missing = [name for name in ('ftfy', 'regex') if _version(name) is None]
-        if missing:
-            yield Row(' '.join(missing), 'none', 'mmseg imports them', f'pip install {" ".join(missing)}')
+    wanted = bounds()
+    mmcv = wanted.pop('mmcv-lite', SpecifierSet())
+    for name in (*wanted, 'opencv-python', 'setuptools'):
+        if name in ('ftfy', 'regex') and not _installed('mmsegmentation'):
+            continue  # mmseg imports them
+        yield _check_package(name, wanted.get(name, SpecifierSet()))
+    yield _check_package('mmcv', mmcv, 'mmcv-lite')
 
 
-def check_mmcv() -> Iterator[Row]:
-    """The distribution of mmcv: full, lite, or both at once."""
-    from mmengine.utils import digit_version
+def _check_package(name: str, wanted: SpecifierSet, remedy: str | None = None) -> Row:
+    """One package: there or not, alone in its folder, of a version that fits.
 
-    full, lite = _version('mmcv'), _version('mmcv-lite')
-    if full and lite:
-        remedy = 'one overwrote the other: pip uninstall mmcv mmcv-lite, then install one of them again'
-        yield Row('mmcv', f'{full} and lite {lite}', 'two distributions in one folder', remedy)
-        return
-    found = full or lite
+    Args:
+        name: Its name, or the first of its group in ``RIVALS``.
+        wanted: The versions that fit.
+        remedy: What to install where it is missing; itself by default.
+    """
+    found = _installed(name)
     if not found:
-        yield Row('mmcv', 'none', remedy='pip install mmcv-lite==2.1.0 (no compiler needed)')
-        return
-    wrong = not digit_version('2.0.0') <= digit_version(found) < digit_version('2.2.0')
-    remedy = "mmdet and mmseg take mmcv >= 2.0 and < 2.2: pip install 'mmcv-lite>=2.0,<2.2'" if wrong else ''
-    yield Row('mmcv' if full else 'mmcv-lite', found, remedy=remedy)
+        install = f"pip install '{remedy or name}{wanted}'"
+        if name not in OPTIONAL:
+            return Row(name, 'none', remedy=install)
+        return Row(name, 'none', f'{OPTIONAL[name]}: {install}' if wanted else OPTIONAL[name])
+    if len(found) > 1:
+        advice = f'one overwrote the other: pip uninstall {" ".join(found)}, then install one of them again'
+        return Row(name, ' and '.join(map(' '.join, found.items())), 'distributions of one folder', advice)
+    ((distribution, version_),) = found.items()
+    if distribution.startswith('onedl-'):
+        return Row(distribution, version_, 'a fork with versions of its own')
+    fits = wanted.contains(version_, prereleases=True)
+    return Row(distribution, version_, remedy='' if fits else f"pip install '{distribution}{wanted}'")
+
+
+def _installed(name: str) -> dict[str, str]:
+    """Version of each installed distribution that brings a package."""
+    found = {distribution: _version(distribution) for distribution in RIVALS.get(name, (name,))}
+    return {distribution: version_ for distribution, version_ in found.items() if version_}
 
 
 def check_imports() -> Iterator[Row]:
@@ -109,7 +125,7 @@ def check_imports() -> Iterator[Row]:
         'mmcv.ops': 'mmcv was compiled for another torch: pip uninstall mmcv; pip install mmcv-lite==2.1.0',
     }
     for name in causes | {'mmdet': '', 'mmseg': ''}:
-        if name in ('mmdet', 'mmseg') and _version({'mmseg': 'mmsegmentation'}.get(name, name)) is None:
+        if name in ('mmdet', 'mmseg') and importlib.util.find_spec(name) is None:
             continue
         try:
             importlib.import_module(name)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import init_dist
+from mmengine.dist import init_dist, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -299,9 +299,10 @@ def build_runner(cfg: Config) -> Runner:
 def _distribute_on_cpu(cfg: Config) -> None:
     """Set up processes on the CPU, which mmengine's own set-up does not foresee."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-    # It sets a CUDA device in each process without asking for one.
-    with patch.object(torch.cuda, 'set_device', lambda device: None):
-        init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
+    if not is_distributed():
+        # It sets a CUDA device in each process without asking for one.
+        with patch.object(torch.cuda, 'set_device', lambda device: None):
+            init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
     wrapper = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,6 +130,21 @@ def build_visualizer(cfg: Config, model: nn.Module) -> Visualizer:
     return visualizer
 
 
+def read(pipeline: Compose, image: Path) -> np.ndarray:
+    """A picture as the pipeline's first step reads it, (H, W, 3), 8 bits, BGR.
+
+    Raises:
+        UserError: If that step cannot read it, or it has no 8 bits a channel.
+    """
+    try:
+        picture = pipeline.transforms[0](dict(img_path=str(image)))['img']
+    except Exception as error:  # readers say it in many ways
+        raise UserError('it cannot be read: damaged, or no picture of a kind that the pipeline reads') from error
+    if picture.dtype != np.uint8:
+        raise UserError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
+    return picture
+
+
 @torch.no_grad()
 def draw(model: nn.Module, pipeline: Compose, visualizer: Visualizer, image: Path, options: dict) -> np.ndarray:
     """The prediction of one picture, drawn over it.
@@ -142,12 +158,15 @@ def draw(model: nn.Module, pipeline: Compose, visualizer: Visualizer, image: Pat
 
     Returns:
         (H, W, 3), 8 bits, BGR.
+
+    Raises:
+        UserError: If the picture cannot be read, or is too small for the network.
     """
-    given = dict(img_path=str(image), img_id=0)
-    picture = pipeline.transforms[0](dict(given))['img']
-    if picture.dtype != np.uint8:
-        raise ValueError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
-    (sample,) = model.test_step(pseudo_collate([pipeline(given)]))
+    picture = read(pipeline, image)
+    (sample,) = model.test_step(pseudo_collate([pipeline(dict(img_path=str(image), img_id=0))]))
+    if 'pred_sem_seg' in sample:
+        # mmseg's visualizer indexes arrays by it, and numpy takes a tensor of one element for a number.
+        sample.pred_sem_seg = sample.pred_sem_seg.numpy()
     visualizer.add_datasample(image.name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), sample, draw_gt=False, **options)
     return cv2.cvtColor(visualizer.get_image(), cv2.COLOR_RGB2BGR)
 
@@ -175,8 +194,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Whatever is wrong with a picture, the others are drawn.
         except Exception as error:
             broken += 1
-            reason = (str(error).strip().splitlines() or [''])[0]
-            print(f'error: {image} is not drawn ({type(error).__name__}: {reason})', file=sys.stderr)
+            reason = str(error)
+            if not isinstance(error, UserError):  # perhaps not the picture's fault
+                traceback.print_exc()
+                reason = f'{type(error).__name__}, see above'
+            print(f'error: {image} is not drawn: {reason}', file=sys.stderr)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(target), drawn)

@@ -1,6 +1,6 @@
-# No result was published. Ours: AdamW 1e-4 with layer-wise decay, poly 1.0, 160k iterations, batch 16 (8 GPUs × 2), and
-# drop path 0.5 as in the released detectors. The paper's auxiliary loss on pooled features tells the classes that are
-# in the image.
+# No result was published. Ours: AdamW 1e-4 with layer-wise decay, poly 1.0, drop path 0.5 as in the released detectors,
+# 160k iterations, batch 16 (8 GPUs × 2). The paper's auxiliary loss on pooled features tells here which classes are in
+# the image.
 _base_ = [
     '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',

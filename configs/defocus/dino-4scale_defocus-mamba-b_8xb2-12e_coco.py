@@ -1,7 +1,7 @@
-# As released: AdamW 2e-4, a tenth of that for the backbone and the sampling offsets, weight decay 1e-4 on everything,
-# drop path 0.5, the multi-scale augmentation of DETR, 12 epochs, batch 16 (8 GPUs × 2), single precision. The authors'
-# DINO differs from mmdet's in its positional encoding, the weight of its class loss and its denoising queries; the
-# encoding has no parameters, so with mmdet's the released detectors would load without a word and run wrongly.
+# As released: AdamW 2e-4, a tenth of that for the backbone, the sampling offsets and the reference points, weight decay
+# 1e-4 on all parameters, drop path 0.5, the multi-scale augmentation of DETR, 12 epochs, batch 16 (8 GPUs × 2), single
+# precision. Position encoding, weight of the class loss and number of denoising queries are those of Deformable DETR
+# and DINO, from which mmdet's config departs.
 _base_ = [
     '../_base_/runtime.py',
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
@@ -27,7 +27,12 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=2e-4),
-    # (mmdet's two-stage DINO has no parameter named `reference_points`.)
-    paramwise_cfg=dict(custom_keys=dict(sampling_offsets=dict(lr_mult=0.1), reference_points=dict(lr_mult=0.1))),
+    paramwise_cfg=dict(
+        custom_keys={
+            'backbone': dict(lr_mult=0.1),
+            'sampling_offsets': dict(lr_mult=0.1),
+            'reference_points': dict(lr_mult=0.1),
+        }
+    ),
 )
-auto_scale_lr = dict(enable=False)
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,5 +1,6 @@
-# As published: Semantic FPN, AdamW 2e-4, poly 0.9 to 0, 40k iterations, batch 32, crop 512×512, test images resized
-# to 2048×512 with both sides rounded up to a multiple of 32. (Published with 8 GPUs × 4; here 4 × 8.)
+# As published: Semantic FPN, AdamW 2e-4, weight decay 1e-4 on all parameters, poly 0.9 to 0 without warm-up, 40k
+# iterations, batch 32, crop 512×512, test images resized to 2048×512 with both sides rounded up to a multiple of 32.
+# (Published with 8 GPUs × 4; here 4 × 8.)
 _base_ = [
     '../_base_/runtime.py',
     'mmseg::_base_/models/fpn_r50.py',

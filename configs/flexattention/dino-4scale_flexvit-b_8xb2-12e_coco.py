@@ -31,4 +31,4 @@ optim_wrapper = dict(
     ),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
-auto_scale_lr = dict(enable=False)
+auto_scale_lr = dict(enable=False, base_batch_size=16)

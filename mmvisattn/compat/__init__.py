@@ -4,19 +4,19 @@
 one line of the log ``mmvisattn`` at level INFO. The environment variable ``MMVISATTN_COMPAT`` switches them off:
 ``MMVISATTN_COMPAT=0`` all of them, ``MMVISATTN_COMPAT=-ext,-weights`` those named.
 
-========== ============================================================================================
+========== =================================================================================================
 ext        ``mmcv._ext`` on the kernels of torchvision, where mmcv is not compiled (:mod:`.mmcv_ext`)
 weights    mmengine's checkpoints are loaded with ``weights_only`` (:mod:`.checkpoint`)
 packages   ``mmdet::`` and ``mmseg::`` without ``pkg_resources`` (:mod:`.packages`)
-adafactor  torch's Adafactor beside that of transformers (:mod:`.adafactor`)
-========== ============================================================================================
+workers    spawned processes take the measures as well, and the run ends where one dies (:mod:`.workers`)
+========== =================================================================================================
 """
 
 import logging
 import os
 from typing import NamedTuple
 
-from . import adafactor, checkpoint, mmcv_ext, packages
+from . import checkpoint, mmcv_ext, packages, workers
 
 ENVIRONMENT_VARIABLE = 'MMVISATTN_COMPAT'
 
@@ -24,7 +24,7 @@ MEASURES = {
     'ext': mmcv_ext.install,
     'weights': checkpoint.install,
     'packages': packages.install,
-    'adafactor': adafactor.install,
+    'workers': workers.install,
 }
 
 

@@ -8,15 +8,12 @@ Here every file that mmengine loads goes through that check, with an allow-list 
 A file with anything else is refused before any of it has run.
 """
 
-import codecs
 import contextlib
 import functools
-import io
 import os
 import pickle
 import re
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -77,10 +74,10 @@ def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs
     """
     import torch
 
+    # Each time, for whoever has cleared the list since.
+    torch.serialization.add_safe_globals(allowed())
     with _refuse(file):
-        if _allow():
-            return torch.load(file, map_location=map_location, weights_only=True, **kwargs)
-        return torch.load(file, map_location=map_location, pickle_module=_restricted_pickle(), **kwargs)
+        return torch.load(file, map_location=map_location, weights_only=True, **kwargs)
 
 
 def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
@@ -109,8 +106,8 @@ def load_url(url: str, model_dir: str | None = None, map_location: Any = None, p
 
 
 @functools.cache
-def allowed() -> dict[str, Any]:
-    """What checkpoints may hold besides what torch itself allows, by the name that files give it."""
+def allowed() -> list[type | tuple[Callable, str]]:
+    """What checkpoints may hold besides what torch itself allows, in the form of torch's ``add_safe_globals``."""
     import numpy as np
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
@@ -121,16 +118,13 @@ def allowed() -> dict[str, Any]:
     classes = [Namespace, HistoryBuffer, ConfigDict, np.ndarray, np.dtype, OneCycleParamScheduler]
     # An array's dtype is an instance of a class of its own; V, a record, has no use in a log.
     classes += {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'V'}
-    # What numpy's numbers and the milestones of a schedule are written with; torch itself allows them since 2.6.
-    classes += [codecs.encode, Counter]
-    found = {f'{cls.__module__}.{cls.__qualname__}': cls for cls in classes}
 
     array = np.array(0.0)
-    functions = {'_reconstruct': array.__reduce__()[0], 'scalar': array[()].__reduce__()[0]}
-    for name, function in functions.items():
-        # Whichever numpy wrote the file: 2.0 renamed the package.
-        for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-            found[f'{package}.{name}'] = _renamed(function, package, name)
+    reconstruct, scalar = array.__reduce__()[0], array[()].__reduce__()[0]
+    # Whichever numpy wrote the file: 2.0 renamed the package.
+    packages = ('numpy.core.multiarray', 'numpy._core.multiarray')
+    functions = [(reconstruct, f'{package}._reconstruct') for package in packages]
+    functions += [(scalar, f'{package}.scalar') for package in packages]
 
     methods = {
         HistoryBuffer: ('min', 'max', 'current', 'mean'),
@@ -143,75 +137,7 @@ def allowed() -> dict[str, Any]:
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
         return getattr(owner, name)
 
-    found['builtins.getattr'] = _renamed(method, 'builtins', 'getattr')
-    return found
-
-
-def _renamed(function: Callable, module: str, name: str) -> Callable:
-    """A function that torch's allow-list takes for ``module.name``."""
-
-    def renamed(*args: Any) -> Any:
-        return function(*args)
-
-    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
-    return renamed
-
-
-def _allow() -> bool:
-    """Enter the allow-list in torch's own, if its check can make use of it."""
-    import torch
-
-    # The allow-list came with 2.4, but objects with a state pass the check only since 2.6.
-    if torch.__version__ < (2, 6):
-        return False
-    there = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals([value for value in allowed().values() if value not in there])
-    return True
-
-
-@functools.cache
-def _restricted_pickle() -> ModuleType:
-    """The pickle module with no more globals than the allow-lists, for torch before 2.6."""
-    from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-
-    from torch._weights_only_unpickler import _get_allowed_globals
-
-    known = {**_get_allowed_globals(), **allowed()}
-
-    # The Python one, for a say in BUILD, which can set attributes of anything; the files have few instructions.
-    class Unpickler(pickle._Unpickler):
-        dispatch = dict(pickle._Unpickler.dispatch)
-
-        def find_class(self, module: str, name: str) -> Any:
-            # Files are written with the module names of Python 2.
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-            if f'{module}.{name}' not in known:
-                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
-            return known[f'{module}.{name}']
-
-        def load(self) -> Any:
-            try:
-                return super().load()
-            except pickle.UnpicklingError:
-                raise
-            except Exception as error:
-                raise pickle.UnpicklingError(str(error)) from error
-
-        def load_build(self) -> None:
-            cls = type(self.stack[-2])
-            if cls not in known.values():
-                name = f'{cls.__module__}.{cls.__qualname__}'
-                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {name}')
-            super().load_build()
-
-        dispatch[pickle.BUILD[0]] = load_build
-
-    restricted = ModuleType('restricted_pickle')
-    restricted.Unpickler = Unpickler
-    restricted.load = lambda file, **kwargs: Unpickler(file, **kwargs).load()
-    restricted.loads = lambda data, **kwargs: Unpickler(io.BytesIO(data), **kwargs).load()
-    restricted.UnpicklingError = pickle.UnpicklingError
-    return restricted
+    return [*classes, *functions, (method, 'builtins.getattr')]
 
 
 @contextlib.contextmanager

@@ -2,13 +2,17 @@
 
 ``_base_ = 'mmdet::...'`` in a config asks mmengine where mmdet is installed, and mmengine 0.10 asks ``pkg_resources``,
 which setuptools no longer has: any such config fails with ``No module named 'pkg_resources'``. ``importlib.metadata``
-knows the same things.
+knows the same things. The maintained fork of mmengine asks it, but for ``mmsegmentation``, whose fork is called
+``onedl-mmsegmentation``.
 """
 
 import importlib.util
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from contextlib import suppress
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
+
+FORK = 'onedl-'
 
 
 def install() -> str | None:
@@ -17,7 +21,8 @@ def install() -> str | None:
     Returns:
         What was done, or None where nothing is needed.
     """
-    if importlib.util.find_spec('pkg_resources') is not None:
+    fork = _found(f'{FORK}mmengine')
+    if importlib.util.find_spec('pkg_resources') is not None and not fork:
         return None
     from mmengine.utils import package_utils
 
@@ -28,7 +33,20 @@ def install() -> str | None:
             if getattr(module, '__name__', '').split('.')[0] == 'mmengine':
                 if vars(module).get(name) is original:
                     setattr(module, name, function)
-    return 'no pkg_resources; mmengine finds packages through importlib.metadata'
+    reason = 'forks of the toolboxes' if fork else 'no pkg_resources'
+    return f'{reason}; mmengine finds packages through importlib.metadata'
+
+
+def _found(package: str) -> bool:
+    """Whether a distribution of this name is installed."""
+    with suppress(PackageNotFoundError):
+        return bool(distribution(package))
+    return False
+
+
+def _distribution(package: str) -> Distribution:
+    """A distribution, or its maintained fork."""
+    return distribution(package if _found(package) or not _found(FORK + package) else FORK + package)
 
 
 def is_installed(package: str) -> bool:
@@ -37,12 +55,10 @@ def is_installed(package: str) -> bool:
     Args:
         package: Name of the distribution or of the module.
     """
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        spec = importlib.util.find_spec(package)
-        return spec is not None and spec.origin is not None
-    return True
+    if _found(package) or _found(FORK + package):
+        return True
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def get_installed_path(package: str) -> str:
@@ -80,7 +96,7 @@ def package2module(package: str) -> str:
         PackageNotFoundError: If it is not installed.
         ValueError: If it does not say.
     """
-    installed = distribution(package)
+    installed = _distribution(package)
     names = (installed.read_text('top_level.txt') or '').split()
     # Builders other than setuptools write no top_level.txt, but every wheel lists its files.
     names += [

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
+from .checks import check_numbers
 from .layers import at_least_float32
 
 
@@ -30,6 +31,9 @@ class ClassPresenceHead(BaseModule):
         ignore_index: Label of pixels that count for no class. Default: 255.
         loss_weight: Weight of the loss. Default: 0.4.
         init_cfg: mmengine's initialisation config. Default: normal (0.01).
+
+    Raises:
+        UserError: If a number is out of range.
     """
 
     def __init__(
@@ -42,6 +46,14 @@ class ClassPresenceHead(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Normal', layer='Linear', std=0.01))
+        check_numbers(
+            'ClassPresenceHead',
+            in_channels=in_channels,
+            num_classes=num_classes,
+            in_index=in_index,
+            ignore_index=ignore_index,
+            loss_weight=loss_weight,
+        )
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.in_index = in_index

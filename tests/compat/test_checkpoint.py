@@ -19,16 +19,6 @@ from mmengine.runner import Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
-
-@pytest.fixture(params=['weights_only', 'restricted pickle'])
-def loader(request, monkeypatch):
-    """How files are loaded: as from torch 2.6 on, and as before."""
-    if request.param == 'restricted pickle':
-        monkeypatch.setattr(checkpoint, '_allow', lambda: False)
-    elif torch.__version__ < (2, 6):
-        pytest.skip('needs torch 2.6')
-
-
 # ----------------------------------------------------------------------------- what is let through
 
 
@@ -74,14 +64,14 @@ def equal(a, b):
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize('zipped', [True, False])
-def test_what_checkpoints_hold(value, zipped, loader, tmp_path):
+def test_what_checkpoints_hold(value, zipped, tmp_path):
     torch.save({'value': value}, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
     loaded = mmengine_checkpoint._load_checkpoint(str(tmp_path / 'file.pth'), map_location='cpu')['value']
     assert equal(loaded, value)
 
 
 @pytest.mark.parametrize('package', ['numpy.core.multiarray', 'numpy._core.multiarray'])
-def test_arrays_of_either_numpy(package, loader, tmp_path):
+def test_arrays_of_either_numpy(package, tmp_path):
     torch.save([np.arange(3.0), np.float64(2)], tmp_path / 'file.pth', _use_new_zipfile_serialization=False)
     data = (tmp_path / 'file.pth').read_bytes()
     for written in (b'numpy.core.multiarray', b'numpy._core.multiarray'):
@@ -92,7 +82,7 @@ def test_arrays_of_either_numpy(package, loader, tmp_path):
     assert array.tolist() == [0, 1, 2] and scalar == 2
 
 
-def test_map_location_and_open_file(loader, tmp_path):
+def test_map_location_and_open_file(tmp_path):
     torch.save(torch.ones(2), tmp_path / 'file.pth')
     assert checkpoint.load(tmp_path / 'file.pth', 'meta').device.type == 'meta'
     with open(tmp_path / 'file.pth', 'rb') as file:
@@ -151,7 +141,7 @@ NAMES = dict(
 
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('kind', NAMES)
-def test_anything_executable_is_refused(kind, zipped, loader, tmp_path):
+def test_anything_executable_is_refused(kind, zipped, tmp_path):
     marker, file = tmp_path / 'it-ran', tmp_path / 'file.pth'
     content = {'state_dict': {'weight': torch.ones(2)}, 'payload': payloads(marker)[kind]}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
@@ -174,26 +164,13 @@ def test_the_payloads_are_live(tmp_path):
         assert marker.exists(), kind
 
 
-def test_build_sets_nothing_on_classes(monkeypatch, tmp_path):
-    # BUILD with a pair of states sets attributes; on a class or function that would change it for everyone.
-    monkeypatch.setattr(checkpoint, '_allow', lambda: False)
-    pickled = b'\x80\x02cargparse\nNamespace\nN}X\x05\x00\x00\x00taintK\x01s\x86b.'
-    with pytest.raises(pickle.UnpicklingError, match='type'):
-        checkpoint._restricted_pickle().loads(pickled)
-    assert not hasattr(argparse.Namespace, 'taint')
-    pickle.loads(pickled)
-    assert argparse.Namespace.taint == 1
-    del argparse.Namespace.taint
-
-
-@pytest.mark.skipif(torch.__version__ < (2, 6), reason='needs torch 2.6')
 def test_users_may_allow_a_class(tmp_path):
     torch.save(Stranger(), tmp_path / 'file.pth')
     with torch.serialization.safe_globals([Stranger]):
         assert isinstance(mmengine_checkpoint._load_checkpoint(str(tmp_path / 'file.pth')), Stranger)
 
 
-def test_downloads_are_checked_as_well(loader, tmp_path):
+def test_downloads_are_checked_as_well(tmp_path):
     # Stock mmengine downloads through torch.hub, which does not check.
     cache = tmp_path / 'cache'
     torch.save({'state_dict': {'weight': torch.ones(2)}, 'log': history()}, tmp_path / 'good.pth')
@@ -219,7 +196,7 @@ def test_environment_does_not_switch_the_check_off(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('content', [b'<html>404</html>', b'\x80\x02garbage', b'not a checkpoint'])
-def test_broken_file(content, loader, tmp_path):
+def test_broken_file(content, tmp_path):
     (tmp_path / 'file.pth').write_bytes(content)
     with pytest.raises(pickle.UnpicklingError, match='file.pth cannot be read as a checkpoint') as error:
         mmengine_checkpoint._load_checkpoint(str(tmp_path / 'file.pth'))
@@ -337,12 +314,11 @@ def test_saved_checkpoint_is_one_that_stock_torch_refuses(tmp_path):
     # Should mmengine once save plain values alone, the allow-list may go.
     runner(tmp_path / 'run', SCHEDULERS['steps'], dict(type='SGD', lr=0.01)).train()
     file = tmp_path / 'run' / 'epoch_2.pth'
-    if torch.__version__ >= (2, 6):
-        allowed = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        try:
-            with pytest.raises(pickle.UnpicklingError):
-                torch.load(file, weights_only=True)
-        finally:
-            torch.serialization.add_safe_globals(allowed)
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(file, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
     assert 'state_dict' in checkpoint.load(file)

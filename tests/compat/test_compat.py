@@ -20,7 +20,7 @@ def run(code, **environment):
 def test_import_is_light():
     result = run('import sys, mmvisattn; print(*sorted(name for name in sys.modules if "." not in name))')
     modules = set(result.stdout.split())
-    assert {'mmvisattn', 'mmengine'} <= modules
+    assert 'mmvisattn' in modules
     assert not modules & {'torch', 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'transformers', 'cv2', 'timm'}
 
 
@@ -64,7 +64,7 @@ def test_switch_on(value):
 
 def test_switch_off():
     assert compat._switched_off('0') == set(compat.MEASURES)
-    assert compat._switched_off('-adafactor, -packages') == {'adafactor', 'packages'}
+    assert compat._switched_off('-weights, -packages') == {'weights', 'packages'}
 
 
 @pytest.mark.parametrize('value', ['ext', '-extt', 'off', '-ext,', '2'])

@@ -69,6 +69,15 @@ def test_editable_install(tmp_path, monkeypatch):
     assert packages.get_installed_path('edited') == str(source / 'edited')
 
 
+def test_fork(tmp_path, monkeypatch):
+    (tmp_path / 'forked').mkdir()
+    (tmp_path / 'forked' / '__init__.py').touch()
+    distribution(tmp_path, 'onedl-forkedtoolbox', [], top_level='forked\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packages.is_installed('forkedtoolbox')
+    assert packages.get_installed_path('forkedtoolbox') == str(tmp_path / 'forked')
+
+
 def test_distribution_that_does_not_say(tmp_path, monkeypatch):
     distribution(tmp_path, 'silent', [])
     monkeypatch.syspath_prepend(tmp_path)
@@ -111,6 +120,7 @@ def test_works_with_mmengine_imported_first():
     subprocess.run([sys.executable, '-c', code], check=True, env=environment(ROOT))
 
 
+@pytest.mark.skipif(packages._found('onedl-mmengine'), reason='the forks have no use for it')
 def test_pkg_resources_is_used_where_it_is(tmp_path):
     (tmp_path / 'pkg_resources.py').touch()
     code = (

@@ -1,66 +1,76 @@
-"""The flags that the READMEs name, all at once, on every shipped config up to a built runner."""
+"""Every flag that the READMEs name, on every shipped config, up to a runner that could start."""
 
-from pathlib import Path
+from mmvisattn import cli
 
+import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
 import torch
-from mmengine.config import ConfigDict
+import torch.distributed as dist
+from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..test_configs import CONFIGS
 from .test_dist import free_port
 from .utils import ROOT, load_tool
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
+FLAGS = [
+    *('--amp', '--auto-scale-lr', '--resume', '--launcher', 'pytorch'),
+    *('--cfg-options', 'model.backbone.with_cp=True', 'model.backbone.init_cfg=None'),
+]
 
 
-@pytest.fixture
-def one_process(monkeypatch):
-    """What a launcher tells the one process of a job."""
-    for name, value in dict(
-        RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port()
-    ).items():
-        monkeypatch.setenv(name, str(value))
+@pytest.fixture(scope='module')
+def process_group():
+    """Ends what the first runner has started."""
     yield
-    torch.distributed.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture
-def built(monkeypatch, tmp_path) -> list[Runner]:
-    """Have the tool build all but the data, without memory for the parameters; the runners that it built."""
-    runners = []
-    tool = load_tool('train')
-    monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')  # mixed precision is refused without a GPU
-    monkeypatch.setattr(tool.cli, 'check_data', lambda *_: None)
-    build_model = Runner.build_model
+def train(monkeypatch, process_group):
+    """``tools/train.py`` without data, with parameters that take no memory, and up to the training itself."""
+    tool, runners, build_model = load_tool('train'), [], Runner.build_model
 
-    def build_on_meta(runner: Runner, model: dict) -> torch.nn.Module:
+    def build_without_memory(runner, model):
         with torch.device('meta'):
             return build_model(runner, model)
 
-    monkeypatch.setattr(Runner, 'build_model', build_on_meta)
-    monkeypatch.setattr(Runner, 'wrap_model', lambda runner, wrapper, model: model)
+    monkeypatch.setattr(Runner, 'build_model', build_without_memory)
+    monkeypatch.setattr(Runner, 'wrap_model', lambda runner, wrapper_cfg, model: model)
+    monkeypatch.setattr(Runner, '_log_env', lambda runner, env_cfg: None)
+    monkeypatch.setattr(Config, 'pretty_text', '')  # its formatting takes longer than all the rest
     monkeypatch.setattr(Runner, 'train', lambda runner: runners.append(runner))
+    monkeypatch.setattr(cli, 'check_data', lambda *args: None)
+    # One process over gloo, which is told that there is a GPU for mixed precision.
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(amp, 'is_cuda_available', lambda: True)
+    group = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    for name, value in group.items():
+        monkeypatch.setenv(name, str(value))
 
-    def build(*flags: str) -> Runner:
-        tool.main([*map(str, flags), '--work-dir', str(tmp_path)])
+    def run(*args: object) -> Runner:
+        tool.main([str(arg) for arg in args])
         return runners.pop()
 
-    return build
+    return run
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_flags(path: Path, one_process, built):
-    flags = ['--amp', '--auto-scale-lr', '--resume', '--launcher', 'pytorch']
-    runner = built(ROOT / path, *flags, '--cfg-options', 'model.backbone.with_cp=True')
-    cfg = runner.cfg
-    assert runner.distributed and torch.distributed.get_backend() == 'gloo'
-    assert cfg.resume and cfg.optim_wrapper.type == 'AmpOptimWrapper'
-    assert runner.model.backbone.with_cp is True
-    # The scaler of mixed precision asks for a GPU.
-    plain = {key: value for key, value in cfg.optim_wrapper.items() if key != 'loss_scale'}
-    wrapper = runner.build_optim_wrapper(ConfigDict(plain, type='OptimWrapper'))
-    before = [group['lr'] for group in wrapper.optimizer.param_groups]
-    runner.scale_lr(wrapper, cfg.auto_scale_lr)
-    ratio = cfg.train_dataloader.batch_size / cfg.auto_scale_lr.base_batch_size
-    after = [group['lr'] for group in wrapper.optimizer.param_groups]
-    assert after == pytest.approx([rate * ratio for rate in before])
+def test_flags_of_train(path, train, tmp_path):
+    runner = train(ROOT / path, '--work-dir', tmp_path, *FLAGS)
+    assert runner.distributed
+    assert runner.model.backbone.with_cp
+    assert runner.cfg.model.backbone.init_cfg is None
+
+    runner.load_or_resume()
+    assert runner._resume and not runner._has_loaded  # it looked for a checkpoint, and there is none
+
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    assert isinstance(wrapper, amp.AmpOptimWrapper)
+    groups = wrapper.optimizer.param_groups
+    rates = [group['lr'] for group in groups]
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
+    factor = runner.cfg.train_dataloader.batch_size / runner.cfg.auto_scale_lr.base_batch_size
+    assert [group['lr'] for group in groups] == pytest.approx([factor * rate for rate in rates])

@@ -2,8 +2,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from .utils import load_tool, run_tool
+
+# What lets a network of stride 32 take any picture.
+PADDED = {'tiny-retinanet': 'pad_size_divisor=32', 'tiny-semantic-fpn': 'test_cfg=dict(size_divisor=32)'}
 
 
 @pytest.fixture(params=['det', 'seg'])
@@ -80,6 +84,7 @@ def test_predict_goes_on_after_a_broken_picture(trained, tmp_path, capsys):
     }
     for name, picture in good.items():
         cv2.imwrite(str(folder / name), picture)
+    Image.fromarray(whole[..., ::-1]).quantize(16).save(folder / 'palette.png')
     cv2.imwrite(str(folder / 'float.tiff'), whole.astype(np.float32) / 255)
     cv2.imwrite(str(folder / 'jpeg.jpg'), whole)
     jpeg = (folder / 'jpeg.jpg').read_bytes()
@@ -90,19 +95,38 @@ def test_predict_goes_on_after_a_broken_picture(trained, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_tool('predict', folder, trained.config, trained.checkpoint, '--out-dir', tmp_path / 'drawn', *few)
     assert ended.value.code == 1
-    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == sorted(good)
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == sorted(['palette.png', *good])
     told = capsys.readouterr().err
     for name in ('float.tiff', 'jpeg.jpg', 'empty.png', 'text.jpg'):
-        assert f'{name} is not drawn' in told
-    assert '4 of 8 pictures could not be drawn' in told
+        assert f'{name} is not drawn: it cannot be read' in told
+    assert 'Traceback' not in told
+    assert '4 of 9 pictures could not be drawn' in told
 
 
-def test_predict_of_a_single_pixel_is_drawn_or_told(trained, tmp_path, capsys):
+def test_predict_draws_a_single_pixel(trained, tmp_path):
     cv2.imwrite(str(tmp_path / 'pixel.png'), np.zeros((1, 1, 3), np.uint8))
-    out = tmp_path / 'drawn'
-    try:
-        run_tool('predict', tmp_path / 'pixel.png', trained.config, trained.checkpoint, '--out-dir', out)
-    except SystemExit as ended:
-        assert ended.code == 1 and 'pixel.png is not drawn' in capsys.readouterr().err
-    else:
-        assert cv2.imread(str(out / 'pixel.png')).shape == (1, 1, 3)
+    config = tmp_path / 'padded.py'
+    config.write_text(
+        f"_base_ = '{trained.config}'\nmodel = dict(data_preprocessor=dict({PADDED[trained.config.stem]}))\n"
+    )
+    run_tool('predict', tmp_path / 'pixel.png', config, trained.checkpoint, '--out-dir', tmp_path / 'drawn')
+    assert cv2.imread(str(tmp_path / 'drawn/pixel.png')).shape == (1, 1, 3)
+
+
+def test_predict_names_a_picture_too_small_for_the_network(seg, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'pixel.png'), np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(SystemExit) as ended:
+        run_tool('predict', tmp_path / 'pixel.png', seg.config, seg.checkpoint, '--out-dir', tmp_path / 'drawn')
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert 'pixel.png is not drawn: FCViT was given an image of 1×1 pixels' in told and 'Traceback' not in told
+
+
+def test_predict_keeps_the_traceback_of_what_is_no_fault_of_the_picture(seg, tmp_path, capsys):
+    image = next(seg.images.iterdir())
+    options = ['--out-dir', tmp_path / 'drawn', '--cfg-options', 'model.test_cfg.mode=hole']
+    with pytest.raises(SystemExit) as ended:
+        run_tool('predict', image, seg.config, seg.checkpoint, *options)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert 'Traceback' in told and f'{image} is not drawn: AssertionError, see above' in told

@@ -119,12 +119,19 @@ def test_test_seg_tta(seg, tmp_path):
     assert 'mIoU' in read_metrics(tmp_path)
 
 
-@pytest.mark.parametrize('toolbox, name', [(mmdet, 'det'), (mmseg, 'seg')])
-def test_stock_train_runs_the_shipped_configs(toolbox, name, shipped_configs, tmp_path):
+def stock_train(toolbox) -> Path:
     stock = Path(toolbox.__file__).parent / '.mim/tools/train.py'
-    if not stock.is_file():  # installed from a clone
-        stock = Path(toolbox.__file__).parents[1] / 'tools/train.py'
-    done = run_command('python', '-m', 'mmvisattn', stock, shipped_configs[name], '--work-dir', tmp_path)
+    return stock if stock.is_file() else Path(toolbox.__file__).parents[1] / 'tools/train.py'  # installed from a clone
+
+
+@pytest.mark.parametrize(
+    'command, name',
+    [(('-m', 'mmvisattn', stock_train(mmdet)), 'det'), ((stock_train(mmseg),), 'seg')],
+    ids=['det', 'seg'],
+)
+def test_stock_train_runs_the_shipped_configs_with_spawned_workers(command, name, shipped_configs, tmp_path):
+    spawn = ['env_cfg.mp_cfg.mp_start_method=spawn', 'train_dataloader.num_workers=1']
+    done = run_command('python', *command, shipped_configs[name], '--work-dir', tmp_path, '--cfg-options', *spawn)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(read_log(tmp_path)[0]['loss'])
     assert (tmp_path / 'iter_1.pth').is_file()

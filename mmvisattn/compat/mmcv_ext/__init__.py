@@ -75,9 +75,9 @@ def _missing(name: str) -> Callable:
     def operator(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
             f'{NAME}.{name} is not among the operators that are supplied without a compiler. For it, replace '
-            'mmcv-lite by a compiled mmcv (2.0 <= version < 2.2): "pip uninstall mmcv-lite", then "mim install '
-            'mmcv==2.1.0" with a torch that has a wheel of it, or "MMCV_WITH_OPS=1 pip install --no-binary mmcv '
-            '--no-build-isolation mmcv==2.1.0" to build it'
+            'mmcv-lite by a compiled mmcv 2.1: "pip uninstall mmcv-lite", then "mim install mmcv==2.1.0" with a torch '
+            "that has a wheel of it, or build it: \"pip install 'setuptools<81'; MMCV_WITH_OPS=1 pip install "
+            '--no-binary mmcv --no-build-isolation mmcv==2.1.0"'
         )
 
     operator.__name__ = name

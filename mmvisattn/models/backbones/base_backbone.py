@@ -4,14 +4,18 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoint import load_pretrained
 from ...errors import UserError, nearest
 from ...registry import type_name
+from ..checks import check_numbers
+from ..export import is_open
 
 
 class BaseBackbone(BaseModule, metaclass=ABCMeta):
@@ -23,21 +27,29 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     Args:
         frozen_stages: Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
         norm_eval: Keep BatchNorm in evaluation mode (fixed running statistics) while training.
+        in_channels: Number of channels of the image.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...)`` takes the
             authors' files as they are, see :func:`mmvisattn.checkpoint.load_pretrained`.
     """
 
     arch_settings: dict[str, dict] = {}
+    # The first weight that meets the image, (C, in_channels, side, side).
+    patch_weight = 'patch_embed.proj.weight'
+    # What of the network follows from height and width, so that an exported graph is for one size; None for nothing.
+    bound_to_size: str | None = None
 
     def __init__(
         self,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_numbers(type(self).__name__, in_channels=in_channels)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.in_channels = in_channels
 
     @classmethod
     def parse_arch(cls, arch: str | dict) -> dict:
@@ -71,7 +83,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
             UserError: If an index is out of range or given twice.
         """
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        indices = tuple(i + num_outputs if i < 0 else i for i in given)
+        whole = all(isinstance(i, int) for i in given)
+        indices = tuple(i + num_outputs if i < 0 else i for i in given) if whole else ()
         if not indices or any(not 0 <= i < num_outputs for i in indices) or sorted(set(indices)) != list(indices):
             raise UserError(
                 f'{cls.__name__}: `out_indices` is {given}; it must be a rising sequence of numbers from 0 to '
@@ -86,6 +99,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         Raises:
             UserError: If it does not.
         """
+        check_numbers(cls.__name__, frozen_stages=frozen_stages)
         if not -1 <= frozen_stages <= num_stages:
             raise UserError(
                 f'{cls.__name__}: `frozen_stages` is {frozen_stages}; it must be -1 (nothing), 0 (the stem) or up to '
@@ -94,13 +108,22 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         return frozen_stages
 
     def check_input(self, x: Tensor, min_size: int) -> None:
-        """Refuse what is not a batch of colour images of at least ``min_size`` pixels a side.
+        """Refuse what is not a batch of images with ``in_channels`` channels and at least ``min_size`` pixels a side.
 
         Raises:
-            UserError: If the shape is not (B, 3, H, W) or the image is too small.
+            UserError: If the shape is not (B, in_channels, H, W), the image is too small, or the network is exported
+                with open height and width though it is bound to them.
         """
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise UserError(f'{type(self).__name__} takes images of shape (B, 3, H, W); it was given {tuple(x.shape)}')
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise UserError(
+                f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W); it was given '
+                f'{tuple(x.shape)}; set `in_channels` to the channels of the images'
+            )
+        if self.bound_to_size and any(is_open(n) for n in x.shape[-2:]):
+            raise UserError(
+                f'{type(self).__name__} cannot be exported with open height and width, from which {self.bound_to_size} '
+                'follow; leave them out of `dynamic_shapes`, where the batch may stay, and export a graph for each size'
+            )
         if min(x.shape[-2:]) < min_size:
             raise UserError(
                 f'{type(self).__name__} was given an image of {x.shape[-2]}×{x.shape[-1]} pixels (H×W), smaller than '
@@ -125,8 +148,25 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         """
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Foreign names and shapes made our own, just before weights are loaded; by default nothing."""
-        return state_dict
+        """Foreign names and shapes made our own, just before weights are loaded.
+
+        Here: weights for RGB fitted to ``in_channels`` as timm fits them, by repeating and rescaling, or by their sum
+        for one channel.
+
+        Raises:
+            UserError: If the weights are for another number of channels.
+        """
+        weight = state_dict.get(self.patch_weight)
+        if weight is None or weight.dim() != 4 or weight.shape[1] == self.in_channels:
+            return state_dict
+        name, given = type(self).__name__, weight.shape[1]
+        if given != 3:
+            raise UserError(
+                f'the checkpoint is for images of {given} channels and {name} for {self.in_channels}; set '
+                f'`in_channels={given}`, or load weights for RGB, which are fitted'
+            )
+        print_log(f'{name}: {self.patch_weight}: {given} input channels fitted to {self.in_channels}', logger='current')
+        return {**state_dict, self.patch_weight: adapt_input_conv(self.in_channels, weight)}
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; ``Pretrained`` goes through our own, loud loading."""
@@ -160,6 +200,11 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
+    """The drop path rate of each of ``depth`` blocks, rising linearly from 0 to ``drop_path_rate``."""
+    return torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
 
 
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:

@@ -16,7 +16,10 @@ from ...errors import UserError, nearest
 from ...ops.common import is_traced
 from ...ops.selective_scan import BACKENDS, check_finite, selective_scan, unavailable_reason
 from ...registry import MODELS
+from ..checks import check_numbers
+from ..export import is_exported_to_onnx
 from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
+from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
@@ -188,6 +191,7 @@ class DefocusMamba(SequenceBackbone):
             nothing. Default: -1.
         with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
         drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
         init_cfg: mmengine's initialisation config. Default: None, the initialisation of the paper.
 
     Raises:
@@ -213,12 +217,15 @@ class DefocusMamba(SequenceBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         sizes = self.parse_arch(arch)
-        if sizes['d_inner'] % sizes['group_norm_size'] or sizes['d_state'] % 2:
+        check_numbers('DefocusMamba', **sizes, drop_path_rate=drop_path_rate)
+        if sizes['d_inner'] % sizes['group_norm_size']:
             raise UserError(
-                f'DefocusMamba: `d_inner` must be a multiple of `group_norm_size` and `d_state` even; `arch` is {sizes}'
+                f'DefocusMamba: `d_inner` is {sizes["d_inner"]}; it must be a multiple of `group_norm_size`, '
+                f'{sizes["group_norm_size"]}'
             )
         if scan_backend not in ('auto', *BACKENDS):
             raise UserError(
@@ -238,10 +245,10 @@ class DefocusMamba(SequenceBackbone):
         embed_dims, depth = sizes['embed_dims'], sizes['depth']
         inner = {key: sizes[key] for key in ('d_inner', 'd_state', 'dt_rank', 'group_norm_size')}
         scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
-        self.check_scales(**scales)
+        check_numbers('DefocusMamba', **scales)
         blocks = [
             Block(embed_dims, Mixer(embed_dims, **inner, **scales, scan_backend=scan_backend), rate)
-            for rate in self.drop_path_rates(drop_path_rate, depth)
+            for rate in drop_path_rates(drop_path_rate, depth)
         ]
         super().__init__(
             embed_dims,
@@ -252,6 +259,21 @@ class DefocusMamba(SequenceBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
+            in_channels=in_channels,
             init_cfg=init_cfg,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps, see :class:`SequenceBackbone`.
+
+        Raises:
+            UserError: If the network is exported to ONNX.
+        """
+        if is_exported_to_onnx():
+            raise UserError(
+                'DefocusMamba cannot be exported to ONNX, which has no operator for the selective scan '
+                '(`mmvisattn::selective_scan`); export it with `torch.export.export`, and import mmvisattn where the '
+                'graph is run'
+            )
+        return super().forward(x)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ...ops.common import no_autocast
 from ...registry import MODELS
+from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
 from ..layers.bandpass import decay_factors, decay_factors_fit
+from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Tokens that are computed together: within a chunk pairwise, between chunks through a state.
@@ -152,6 +154,7 @@ class DefocusRetNet(SequenceBackbone):
             nothing. Default: -1.
         with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
         drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
         init_cfg: mmengine's initialisation config. Default: None, truncated normal for linear layers.
 
     Raises:
@@ -174,15 +177,18 @@ class DefocusRetNet(SequenceBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         sizes = self.parse_arch(arch)
+        scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
+        check_numbers('DefocusRetNet', **sizes, **scales, drop_path_rate=drop_path_rate)
         dim, num_heads = sizes['embed_dims'], sizes['num_heads']
-        self.check_heads(dim, num_heads)
-        self.check_scales(rope_scale=rope_scale, delta_scale=delta_scale)
+        check_heads('DefocusRetNet', dim, num_heads, of_head=2)
+        check_hidden('DefocusRetNet', dim, sizes['mlp_ratio'])
         blocks = []
-        for rate in self.drop_path_rates(drop_path_rate, sizes['depth']):
-            bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale)
+        for rate in drop_path_rates(drop_path_rate, sizes['depth']):
+            bandpass = BandpassFilter(num_heads, dim // num_heads, **scales)
             blocks.append(TransformerBlock(dim, Retention(dim, num_heads, bandpass), sizes['mlp_ratio'], rate))
         super().__init__(
             dim,
@@ -193,5 +199,6 @@ class DefocusRetNet(SequenceBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
+            in_channels=in_channels,
             init_cfg=init_cfg,
         )

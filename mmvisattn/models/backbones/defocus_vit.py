@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...registry import MODELS
+from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import BandpassFilter, TransformerBlock
 from ..layers.bandpass import decay_factors, decay_factors_fit
+from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
@@ -155,6 +157,7 @@ class DefocusViT(SequenceBackbone):
             nothing. Default: -1.
         with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
         drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
+        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
         init_cfg: mmengine's initialisation config. Default: None, truncated normal for linear layers.
 
     Raises:
@@ -180,15 +183,18 @@ class DefocusViT(SequenceBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         sizes = self.parse_arch(arch)
+        scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
+        check_numbers('DefocusViT', **sizes, **scales, drop_path_rate=drop_path_rate)
         dim, num_heads = sizes['embed_dims'], sizes['num_heads']
-        self.check_heads(dim, num_heads)
-        self.check_scales(rope_scale=rope_scale, delta_scale=delta_scale)
+        check_heads('DefocusViT', dim, num_heads, of_head=2)
+        check_hidden('DefocusViT', dim, sizes['mlp_ratio'])
         blocks = []
-        for rate in self.drop_path_rates(drop_path_rate, sizes['depth']):
-            bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale, decay, rotation)
+        for rate in drop_path_rates(drop_path_rate, sizes['depth']):
+            bandpass = BandpassFilter(num_heads, dim // num_heads, **scales, decay=decay, rotation=rotation)
             attn = Attention(dim, num_heads, bandpass, causal)
             blocks.append(TransformerBlock(dim, attn, sizes['mlp_ratio'], rate))
         super().__init__(
@@ -200,6 +206,7 @@ class DefocusViT(SequenceBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
+            in_channels=in_channels,
             init_cfg=init_cfg,
         )
 

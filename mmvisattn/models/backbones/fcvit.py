@@ -8,7 +8,6 @@ classifiers (Apache-2.0) load as they are; parameters bear the names of those fi
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -19,8 +18,9 @@ from ...ops.common import is_traced
 from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from ...ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
 from ...registry import MODELS
+from ..checks import check_hidden, check_numbers, check_sequences
 from ..layers import init_linear
-from .base_backbone import BaseBackbone, run_blocks
+from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
 
 # Fixed in every released model.
 NUM_HEADS = 8
@@ -231,6 +231,7 @@ class FCViT(BaseBackbone):
         drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
         layer_scale_init_value: Initial value of the layer scales. Default: 1e-6.
         compete: Let two halves of each bottleneck compete, as in every released model. Default: True.
+        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
         init_cfg: mmengine's initialisation config. Default: None, the initialisation of the released code.
 
     Raises:
@@ -256,22 +257,30 @@ class FCViT(BaseBackbone):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         compete: bool = True,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(frozen_stages, norm_eval, init_cfg)
+        super().__init__(frozen_stages, norm_eval, in_channels, init_cfg)
         sizes = self.parse_arch(arch)
         embed_dims, depths, mlp_ratios = sizes['embed_dims'], sizes['depths'], sizes['mlp_ratios']
-        if not len(embed_dims) == len(depths) == len(mlp_ratios):
-            raise UserError(f'FCViT: `embed_dims`, `depths` and `mlp_ratios` differ in length: {sizes}')
+        check_sequences('FCViT', **sizes)
+        check_numbers(
+            'FCViT',
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init_value=layer_scale_init_value,
+        )
         if any(dim % NUM_HEADS for dim in embed_dims):
             raise UserError(f'FCViT: `embed_dims` is {embed_dims}; each must be a multiple of {NUM_HEADS}, the heads')
+        for dim, mlp_ratio in zip(embed_dims, mlp_ratios):
+            check_hidden('FCViT', dim, mlp_ratio, 'mlp_ratios')
         self.out_indices = self.check_out_indices(out_indices, len(depths))
         self.check_frozen_stages(frozen_stages, len(depths))
         self.with_cp = with_cp
         self.depths = depths[: self.out_indices[-1] + 1]
 
-        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
-        self.patch_embed = PatchEmbed(3, embed_dims[0], kernel_size=7, stride=4)
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.patch_embed = PatchEmbed(in_channels, embed_dims[0], kernel_size=7, stride=4)
         self.network = nn.ModuleList()  # stage, step down, stage, … as the released files number them
         for stage, depth in enumerate(self.depths):
             if stage > 0:
@@ -329,7 +338,7 @@ class FCViT(BaseBackbone):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W). H and W may be any numbers that leave the last stage something to shrink.
+            x: Images, (B, in_channels, H, W). H and W may be any numbers that leave the last stage something to shrink.
 
         Returns:
             A map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i, at strides 4, 8, 16, 32.

@@ -17,11 +17,14 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
+from ...ops.common import is_traced, no_autocast
 from ...registry import MODELS
+from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, run_block
+from ..layers.padding import content_size, is_inside, resample_positions
 from ..layers.relevance import ESTIMATES, Estimate
 from ..layers.token_selection import CellGrid, TokenSelector
-from .base_backbone import BaseBackbone
+from .base_backbone import BaseBackbone, drop_path_rates
 
 
 @MODELS.register_module()
@@ -32,6 +35,11 @@ class FlexViT(BaseBackbone):
     ones; a window is as large as the low-resolution map. All others are hierarchical: layer l attends to the low
     resolution and to the cells that layer l − 1 selected. High-resolution tokens that are not selected stay as they
     are.
+
+    Images of different size in a batch are told from the zeros that the data preprocessor pads them with: positions
+    span the image, cells are selected in it alone, and their number goes by its size. What is left to the padding is
+    that tokens attend to it and that the windows of the plain layers span it. The features of a picture of 512×512
+    pixels in a batch of 512×768 differ by 15 % from those it has alone (``'tiny'``, random weights).
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims`` (channels),
@@ -57,12 +65,14 @@ class FlexViT(BaseBackbone):
         norm_eval: Part of the common contract; there is no BatchNorm here. Default: False.
         with_cp: Recompute each layer in the backward instead of keeping its activations. Default: False.
         drop_path_rate: Drop path rate of the last layer; rises linearly from 0 over the layers. Default: 0.
+        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
         init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers.
 
     Raises:
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
+    bound_to_size = 'the cells of the map (`CellGrid`) and the number of those that are selected (`topk`)'
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
@@ -87,14 +97,36 @@ class FlexViT(BaseBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(frozen_stages, norm_eval, init_cfg)
+        super().__init__(frozen_stages, norm_eval, in_channels, init_cfg)
         sizes = self.parse_arch(arch)
+        check_numbers(
+            'FlexViT',
+            **sizes,
+            patch_size=patch_size,
+            pretrain_size=pretrain_size,
+            zoom=zoom,
+            cell_size=cell_size,
+            drop_path_rate=drop_path_rate,
+        )
         dim, depth, num_heads = sizes['embed_dims'], sizes['depth'], sizes['num_heads']
+        check_heads('FlexViT', dim, num_heads)
+        check_hidden('FlexViT', dim, sizes['mlp_ratio'])
         if num_plain_layers is None:
             num_plain_layers = max(depth // 4, 1)
-        check_sizes(dim, num_heads, depth, num_plain_layers, zoom, cell_size, patch_size, pretrain_size)
+        check_numbers('FlexViT', num_plain_layers=num_plain_layers)
+        if num_plain_layers > depth:
+            raise UserError(
+                f'FlexViT: `num_plain_layers` is {num_plain_layers}, with {depth} layers in all; set it to a number '
+                f'from 1 (a plain layer makes the first selection) to {depth} (a plain ViT)'
+            )
+        if pretrain_size % patch_size:
+            raise UserError(
+                f'FlexViT: `pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of '
+                f'pretraining, a multiple of `patch_size`, {patch_size}'
+            )
         self.out_indices = self.check_out_indices(out_indices, 2)
         self.check_frozen_stages(frozen_stages, depth)
         self.patch_size = patch_size
@@ -111,11 +143,11 @@ class FlexViT(BaseBackbone):
         self.with_cp = with_cp
 
         self.patch_embed = PatchEmbed(
-            None, patch_size, embed_dim=dim, flatten=False, output_fmt='NHWC', strict_img_size=False
+            None, patch_size, in_channels, dim, flatten=False, output_fmt='NHWC', strict_img_size=False
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = [drop_path_rate * i / (depth - 1) for i in range(depth)]
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
             for i in range(depth)
@@ -147,33 +179,34 @@ class FlexViT(BaseBackbone):
         """Compute the maps in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), of any size. Inside they are zero-padded at the bottom and right to a multiple of
-                ``patch_size * zoom * cell_size``; what comes of the padding is cut off.
+            x: Images, (B, in_channels, H, W), of any size. Inside they are zero-padded at the bottom and right to a
+                multiple of ``patch_size * zoom * cell_size``; what comes of the padding is cut off.
 
         Returns:
             The fused map (B, C, ceil(H / patch_size), ceil(W / patch_size)) and the low-resolution map, whose stride
             is ``zoom`` times as large, as asked for.
         """
         self.check_input(x, min_size=1)
+        if torch.jit.is_tracing():
+            x = x.expand(-1, -1, *map(int, x.shape[2:]))  # the graph is for this size, and fails at another
         size = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
         low_size = tuple(-(-n // self.zoom) for n in size)
         step = self.patch_size * self.zoom * self.cell_size
-        bottom, right = (-n % step for n in x.shape[-2:])
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom))
-
-        low = self.embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
-        high = None if self.low_only else self.embed(x)  # (B, Hl*zoom, Wl*zoom, C)
-        low_grid = tuple(low.shape[1:3])
+        padded = tuple(-(-n // step) * step for n in x.shape[-2:])
+        low_grid = tuple(n // (self.patch_size * self.zoom) for n in padded)
         high_grid = tuple(n * self.zoom for n in low_grid)
-        real = real_tokens(low_size, low_grid, x.device)
+        shown, real, real_cells = self.find_content(x, low_grid)
+        x = F.pad(x, (0, padded[1] - x.shape[3], 0, padded[0] - x.shape[2]))
+
+        low = self.embed(F.avg_pool2d(x, self.zoom), shown)  # (B, Hl, Wl, C)
+        high = None if self.low_only else self.embed(x, None if shown is None else shown * self.zoom)
         estimate = partial(ESTIMATES[self.relevance], grid=low_grid, real=real)
         low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid, estimate)
 
         grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
         cells = None if high is None else grid.split(high)  # (B, cells, t, C)
         for i, block in enumerate(self.blocks[self.num_plain_layers :], self.num_plain_layers + 1):
-            selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real)
+            selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real, real_cells)
             needed = estimate if i < len(self.blocks) else None  # nobody follows the selection of the last layer
             low, cells, relevance = attend_and_write_back(
                 block, low, cells, selection, estimate=needed, with_cp=self.with_cp and self.training
@@ -189,14 +222,49 @@ class FlexViT(BaseBackbone):
             outs.append(low[:, :, : low_size[0], : low_size[1]].contiguous())
         return tuple(outs)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Patches with their positions: (B, 3, H, W) → (B, H / patch_size, W / patch_size, C).
+    def find_content(
+        self, x: Tensor, low_grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None]:
+        """What of a batch is image, for the positions and the selection; nothing where all is.
 
-        Positions span the whole image at either resolution, so a token and those below it have the same place.
+        Args:
+            x: Images, (B, in_channels, H, W).
+            low_grid: Rows and columns of low-resolution tokens of the padded images.
+
+        Returns:
+            Rows and columns of low-resolution tokens of each image, (B, 2); the tokens that lie in it, (B, rows,
+            columns); the cells that do, (B, cell rows, cell columns), or None where each cell has a part in it.
+        """
+        shown = -(-content_size(x) // (self.patch_size * self.zoom))
+        cell_grid = tuple(n // self.cell_size for n in low_grid)
+        cells = -(-shown // self.cell_size)
+        # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
+        if not is_traced() and x.device.type != 'meta':
+            if (shown == shown.new_tensor(low_grid)).all():
+                return None, None, None
+            if (cells == cells.new_tensor(cell_grid)).all():
+                return shown, is_inside(shown, low_grid), None
+        return shown, is_inside(shown, low_grid), is_inside(cells, cell_grid)
+
+    def embed(self, x: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Patches with their positions.
+
+        Positions span the image at either resolution, so a token and those below it have the same place.
+
+        Args:
+            x: Padded images, (B, in_channels, H, W).
+            shown: Rows and columns of patches that each image spans, (B, 2); None where it spans all.
+
+        Returns:
+            (B, H / patch_size, W / patch_size, C).
         """
         x = self.patch_embed(x)
         grid = list(x.shape[1:3])
-        return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
+        if shown is None:
+            return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
+        with no_autocast(x.device):
+            side = math.isqrt(self.pos_embed.shape[1])
+            return x + resample_positions(self.pos_embed[0].unflatten(0, (side, side)), shown, grid)
 
     def forward_plain(
         self, low: Tensor, high: Tensor | None, grid: tuple[int, int], estimate: Estimate | None = None
@@ -223,7 +291,7 @@ class FlexViT(BaseBackbone):
             if windows is not None:
                 windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
         if windows is not None:
-            high = window_grid.join(windows.unflatten(0, (len(low), -1)))
+            high = window_grid.join(windows.unflatten(0, (low.shape[0], -1)))
         return low, high, relevance
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -235,8 +303,8 @@ class FlexViT(BaseBackbone):
         Raises:
             UserError: If patches are of another size, or the layers hold parts that a plain ViT does not have.
         """
-        weights = dict(state_dict)
-        if 'patch_embed.proj.weight' not in weights or 'pos_embed' not in weights:
+        weights = dict(super().checkpoint_filter(state_dict))
+        if self.patch_weight not in weights or 'pos_embed' not in weights:
             return weights
         own = self.state_dict()
         patch = weights['patch_embed.proj.weight'].shape[-1]
@@ -277,46 +345,3 @@ class FlexViT(BaseBackbone):
         side = math.isqrt(pos_embed.shape[1])
         grid = [math.isqrt(self.pos_embed.shape[1])] * 2
         return resample_abs_pos_embed(pos_embed[:, -side * side :], grid, num_prefix_tokens=0)
-
-
-def check_sizes(
-    dim: int,
-    num_heads: int,
-    depth: int,
-    num_plain_layers: int,
-    zoom: int,
-    cell_size: int,
-    patch_size: int,
-    pretrain_size: int,
-) -> None:
-    """Refuse sizes that do not go together.
-
-    Raises:
-        UserError: If one does not.
-    """
-    if dim % num_heads:
-        raise UserError(f'FlexViT: `embed_dims` is {dim} and `num_heads` {num_heads}; heads must divide the channels')
-    if not isinstance(zoom, int) or zoom < 2:
-        raise UserError(
-            f'FlexViT: `zoom` is {zoom}; windows of the full image must be as large as the shrunk image, so it must be '
-            'an integer from 2, such as 2 or 3'
-        )
-    if not 1 <= num_plain_layers <= depth:
-        raise UserError(
-            f'FlexViT: `num_plain_layers` is {num_plain_layers}, with {depth} layers in all; set it to a number from 1 '
-            f'(a plain layer makes the first selection) to {depth} (a plain ViT)'
-        )
-    if not isinstance(cell_size, int) or cell_size < 1:
-        raise UserError(f'FlexViT: `cell_size` is {cell_size}; set it to a number of low-resolution tokens, from 1')
-    if pretrain_size < patch_size or pretrain_size % patch_size:
-        raise UserError(
-            f'FlexViT: `pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of pretraining, '
-            f'a multiple of `patch_size`, {patch_size}'
-        )
-
-
-def real_tokens(size: tuple[int, int], padded: tuple[int, int], device: torch.device) -> Tensor | None:
-    """False for tokens that come of padding alone, (rows, columns); None if there are none."""
-    if size == padded:
-        return None
-    return F.pad(torch.ones(size, dtype=torch.bool, device=device), (0, padded[1] - size[1], 0, padded[0] - size[0]))

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ..checks import check_numbers
 from ..layers import PatchSequence
 from ..layers.patch_sequence import rename_projection, to_map
 from .base_backbone import BaseBackbone, run_blocks
@@ -26,8 +25,12 @@ class SequenceBackbone(BaseBackbone):
         out_indices: Numbers of the blocks to return, from 0.
         frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
         with_cp: Recompute each block in the backward instead of keeping its activations.
+        in_channels: Number of channels of the image.
         init_cfg: mmengine's initialisation config.
     """
+
+    patch_weight = 'patch_embed.projection.weight'
+    bound_to_size = 'the order of the tokens (`PatchSequence`) and the number of blocks that they are computed in'
 
     def __init__(
         self,
@@ -39,54 +42,18 @@ class SequenceBackbone(BaseBackbone):
         out_indices: Sequence[int],
         frozen_stages: int,
         with_cp: bool,
+        in_channels: int,
         init_cfg: dict | list[dict] | None,
     ) -> None:
-        super().__init__(frozen_stages, init_cfg=init_cfg)
+        super().__init__(frozen_stages, in_channels=in_channels, init_cfg=init_cfg)
+        check_numbers(type(self).__name__, pretrain_size=pretrain_size)
         self.out_indices = self.check_out_indices(out_indices, len(blocks))
         self.check_frozen_stages(frozen_stages, len(blocks))
         self.with_cp = with_cp
-        self.patch_embed = PatchSequence(embed_dims, token_order, pretrain_size)
+        self.patch_embed = PatchSequence(embed_dims, token_order, pretrain_size, in_channels)
         self.blocks = nn.ModuleList(blocks[: self.out_indices[-1] + 1])
         self.norm = nn.LayerNorm(embed_dims, eps=norm_eps)
         self._freeze_stages()
-
-    @classmethod
-    def check_scales(cls, **scales: float) -> None:
-        """Refuse scale factors that are not positive.
-
-        Raises:
-            UserError: If one is not.
-        """
-        for name, scale in scales.items():
-            if not scale > 0:
-                raise UserError(
-                    f'{cls.__name__}: `{name}` is {scale}; it must be above 0: 1 for images of the size of '
-                    'pretraining, larger where the sequence is longer'
-                )
-
-    @classmethod
-    def check_heads(cls, embed_dims: int, num_heads: int) -> None:
-        """Refuse heads that do not share the channels evenly, or have no pairs of channels to rotate.
-
-        Raises:
-            UserError: If ``embed_dims`` is not a multiple of twice ``num_heads``.
-        """
-        if embed_dims % (2 * num_heads):
-            raise UserError(
-                f'{cls.__name__}: `embed_dims` is {embed_dims} and `num_heads` {num_heads} in `arch`; the channels '
-                'must be a multiple of twice the heads, so that each has pairs of channels to rotate'
-            )
-
-    @classmethod
-    def drop_path_rates(cls, drop_path_rate: float, depth: int) -> list[float]:
-        """The rate of each block, rising linearly from 0.
-
-        Raises:
-            UserError: If the last rate is not a probability below 1.
-        """
-        if not 0 <= drop_path_rate < 1:
-            raise UserError(f'{cls.__name__}: `drop_path_rate` is {drop_path_rate}; it must be from 0 to below 1')
-        return torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
 
     def stage_modules(self, stage: int) -> list[nn.Module]:
         """The patch embedding (stage 0), or a block counted from 1; the norm goes with the last one."""
@@ -105,16 +72,16 @@ class SequenceBackbone(BaseBackbone):
         return int(parts[1]) + 1 if parts[0] == 'blocks' else num_layers - 1, num_layers
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A classifier's name of the patch embedding made ours."""
+        """A classifier's name of the patch embedding made ours, and its input channels fitted."""
         state_dict = dict(state_dict)
         rename_projection(state_dict, 'patch_embed.')
-        return state_dict
+        return super().checkpoint_filter(state_dict)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps after the blocks in ``out_indices``, each passed through the norm.
 
         Args:
-            x: Images, (B, 3, H, W), of any height and width.
+            x: Images, (B, in_channels, H, W), of any height and width.
 
         Returns:
             Maps (B, C, ceil(H / 16), ceil(W / 16)).

@@ -267,6 +267,6 @@ def attend_and_write_back(
         inside = real[selection.index].flatten(1)
         keep = inside if keep is None else keep & inside
     if angles is not None:
-        angles = torch.cat([angles[0].expand(len(low), -1, -1), angles[1][selection.index].flatten(1, 2)], 1)
+        angles = torch.cat([angles[0].expand(low.shape[0], -1, -1), angles[1][selection.index].flatten(1, 2)], 1)
     low, high, relevance = run_block(block, low, high, keep, angles, estimate, with_cp=with_cp)
     return low, write_cells(cells, selection, high), relevance

@@ -66,12 +66,15 @@ class PatchSequence(nn.Module):
         embed_dims: Number of channels C.
         token_order: ``'window'`` or ``'raster'``.
         pretrain_size: Side in pixels of the images of pretraining, a multiple of 16; used by ``'window'``.
+        in_channels: Number of channels of the image.
 
     Raises:
         UserError: If ``token_order`` is unknown or ``pretrain_size`` does not hold whole patches.
     """
 
-    def __init__(self, embed_dims: int, token_order: str = 'window', pretrain_size: int = 224) -> None:
+    def __init__(
+        self, embed_dims: int, token_order: str = 'window', pretrain_size: int = 224, in_channels: int = 3
+    ) -> None:
         super().__init__()
         if token_order not in TOKEN_ORDERS:
             raise UserError(f'`token_order` is {token_order!r}; set it to one of {TOKEN_ORDERS}')
@@ -82,7 +85,7 @@ class PatchSequence(nn.Module):
             )
         self.pixels = pretrain_size if token_order == 'window' else PATCH_SIZE
         self.window = pretrain_size // PATCH_SIZE if token_order == 'window' else None
-        self.projection = nn.Conv2d(3, embed_dims, PATCH_SIZE, PATCH_SIZE)
+        self.projection = nn.Conv2d(in_channels, embed_dims, PATCH_SIZE, PATCH_SIZE)
 
     def layout(self, image: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width in patches, rounded up, of an image (…, H, W) and of the windows it is cut in."""
@@ -91,7 +94,7 @@ class PatchSequence(nn.Module):
         return size, (self.window, self.window) if self.window else size
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, L, C)."""
+        """(B, in_channels, H, W) → (B, L, C)."""
         height, width = image.shape[-2:]
         size, window = self.layout(image)
         x = self.projection(F.pad(image, (0, -width % self.pixels, 0, -height % self.pixels)))

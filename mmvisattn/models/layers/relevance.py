@@ -63,7 +63,8 @@ def attention_contrast(attention: Tensor, grid: tuple[int, int], real: Tensor | 
     Args:
         attention: The attention each query pays, (B, heads, keys, N): queries last.
         grid: Rows and columns of the queries, their product N.
-        real: False for tokens that come of padding, boolean, (rows, columns); they are no neighbours.
+        real: False for tokens that come of padding, boolean, (rows, columns) or (B, rows, columns); they
+            are no neighbours.
 
     Returns:
         Relevance, (B, N).
@@ -72,7 +73,7 @@ def attention_contrast(attention: Tensor, grid: tuple[int, int], real: Tensor | 
     if real is None:
         around = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
     else:
-        weight = real.to(maps.dtype)[None]
+        weight = real.to(maps.dtype).unsqueeze(-3)
         around = F.avg_pool2d(maps * weight, 3, 1, 1) / F.avg_pool2d(weight, 3, 1, 1).clamp(min=1e-6)
     return (maps - around).abs().sum(1).flatten(1)
 
@@ -85,7 +86,8 @@ def estimate_attention_contrast(q: Tensor, k: Tensor, grid: tuple[int, int], rea
         q: Queries of the low-resolution tokens in raster order, (B, heads, N, d).
         k: Their keys, (B, heads, N, d).
         grid: Rows and columns of the tokens, their product N.
-        real: False for tokens that come of padding, boolean, (rows, columns); None if there are none.
+        real: False for tokens that come of padding, boolean, (rows, columns) or (B, rows, columns); None if there
+            are none.
 
     Returns:
         Relevance, (B, N), in float32 at least.

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
+from ..checks import check_numbers
+from ..export import is_exported
 
 SELECT_MODES = ('topk', 'threshold', 'random')
 
@@ -36,8 +38,16 @@ class Selection(NamedTuple):
         return chosen.scatter(1, self.index, keep).unflatten(1, shape)
 
 
-def min_max(relevance: Tensor) -> Tensor:
-    """Each map brought to 0…1, (B, rows, columns); a constant map becomes zero."""
+def min_max(relevance: Tensor, real: Tensor | None = None) -> Tensor:
+    """Each map brought to 0…1, (B, rows, columns); a constant map becomes zero, and so does padding.
+
+    Args:
+        relevance: Maps, (B, rows, columns).
+        real: False where a token is only padding, which counts for nothing, boolean, (B, rows, columns).
+    """
+    if real is not None:
+        least = relevance.masked_fill(~real, float('inf')).amin((1, 2), keepdim=True)
+        relevance = torch.where(real, relevance, least)
     low, high = relevance.amin((1, 2), keepdim=True), relevance.amax((1, 2), keepdim=True)
     spread = high - low
     return (relevance - low) / torch.where(spread > 0, spread, 1)
@@ -83,48 +93,59 @@ class TokenSelector(nn.Module):
         super().__init__()
         if mode not in SELECT_MODES:
             raise UserError(f'`select_mode` is {mode!r}{nearest(mode, SELECT_MODES)}; set it to one of {SELECT_MODES}')
-        if not 0 <= ratio <= 1:
-            raise UserError(
-                f'`select_ratio` is {ratio}; set it to the share of high-resolution cells to attend to, a number from '
-                '0 (none) to 1 (all)'
-            )
-        if not 0 <= threshold <= 255:
-            raise UserError(
-                f'`select_threshold` is {threshold}; relevance is compared on a scale from 0 to 255: set a number in '
-                'that range, such as 48'
-            )
+        check_numbers('FlexAttention', select_ratio=ratio, select_threshold=threshold)
         self.mode = mode
         self.ratio = ratio
         self.threshold = threshold
 
     @torch.no_grad()
-    def forward(self, relevance: Tensor, cells: int | tuple[int, int], real: Tensor | None = None) -> Selection:
+    def forward(
+        self,
+        relevance: Tensor,
+        cells: int | tuple[int, int],
+        real: Tensor | None = None,
+        real_cells: Tensor | None = None,
+    ) -> Selection:
         """Choose cells.
 
         Args:
             relevance: Relevance of each low-resolution token, (B, rows, columns).
             cells: Side of a cell, or number of rows and columns of cells, see :func:`pool_to_cells`.
-            real: False where a token is only padding, boolean, (rows, columns) or with a batch dimension; such tokens
-                count as irrelevant.
+            real: False where a token is only padding, boolean, (B, rows, columns); such tokens are not looked at.
+            real_cells: False where a cell holds nothing but padding, boolean, (B, cell rows, cell columns); such cells
+                are never chosen, and the share is one of the others. None where there are none.
 
         Returns:
             The selection, detached.
         """
-        if real is not None:
-            relevance = relevance.masked_fill(~real, 0)
-        scores = pool_to_cells(min_max(relevance), cells).flatten(1)  # (B, cells)
-        if self.mode == 'threshold':
-            return self._above_threshold(scores)
+        scores = pool_to_cells(min_max(relevance, real), cells).flatten(1)  # (B, cells)
         if self.mode == 'random':
             scores = torch.rand_like(scores)
-        count = self.count(scores.shape[1])
-        return Selection(scores.topk(count, sorted=False).indices, None)
+        if real_cells is not None:
+            scores = scores.masked_fill(~real_cells.flatten(1), -1)
+        if self.mode == 'threshold':
+            return self._above_threshold(scores)
+        num_cells = scores.shape[1]
+        # A size is a tensor while torch.jit.trace runs; the graph keeps the number.
+        count = self.count(int(num_cells) if isinstance(num_cells, Tensor) else num_cells)
+        if real_cells is None:
+            return Selection(scores.topk(count, sorted=False).indices, None)
+        counts = self.count(real_cells.flatten(1).sum(1, keepdim=True).double())  # (B, 1)
+        return Selection(scores.topk(count).indices, torch.arange(count, device=scores.device) < counts)
 
-    def count(self, num_cells: int) -> int:
+    def count(self, num_cells: int | Tensor) -> int | Tensor:
         """How many of a number of cells ``'topk'`` and ``'random'`` take; at least one unless the ratio is 0."""
-        return max(round(self.ratio * num_cells), int(self.ratio > 0))
+        least = int(self.ratio > 0)
+        if isinstance(num_cells, Tensor):
+            return (self.ratio * num_cells).round().clamp(min=least)
+        return max(round(self.ratio * num_cells), least)
 
     def _above_threshold(self, scores: Tensor) -> Selection:
+        if is_exported():
+            raise UserError(
+                "`select_mode='threshold'` cannot be exported: how many cells it takes (`max`) depends on the image, "
+                "and a graph keeps one number; set `select_mode='topk'`"
+            )
         chosen = scores * 255 > self.threshold
         most = int(chosen.sum(1).max())
         # Those chosen come first, in raster order; what fills up is distinct from them.

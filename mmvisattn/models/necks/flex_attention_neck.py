@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...registry import MODELS
+from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, axial_angles, run_block
 from ..layers.relevance import estimate_received_attention
 from ..layers.token_selection import CellGrid, TokenSelector
@@ -24,6 +25,10 @@ class FlexAttentionNeck(BaseModule):
     writes both back, and selects for the next. All levels keep their shape and the others their values, so it stands
     between any neck whose levels halve in size and any head:
     ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
+
+    Maps do not tell what of a batch is padding, so the neck selects there too: where a third of an image is padding, 12
+    to 18 % of its cells by relevance, 31 % in mode ``'random'`` (after FCViT-tiny and FPN, random weights). Batches of
+    images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:
         in_channels: Channels C of the levels, a multiple of ``4 * num_heads``. Default: 256.
@@ -62,21 +67,25 @@ class FlexAttentionNeck(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not 0 <= high_level < low_level:
+        check_numbers(
+            'FlexAttentionNeck',
+            in_channels=in_channels,
+            low_level=low_level,
+            high_level=high_level,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            cell_size=cell_size,
+            drop_path_rate=drop_path_rate,
+        )
+        if high_level >= low_level:
             raise UserError(
                 f'FlexAttentionNeck: `high_level` is {high_level} and `low_level` {low_level}; levels count from 0, '
                 'the finest, and `high_level` must be the finer of the two, that is the lower number'
             )
-        if in_channels % (4 * num_heads):
-            raise UserError(
-                f'FlexAttentionNeck: `in_channels` is {in_channels} and `num_heads` {num_heads}; the channels of a '
-                'head must be a multiple of 4, since they carry the row and the column'
-            )
-        if num_layers < 1 or not isinstance(cell_size, int) or cell_size < 1:
-            raise UserError(
-                f'FlexAttentionNeck: `num_layers` is {num_layers} and `cell_size` {cell_size}; set both to an integer '
-                'from 1'
-            )
+        # The channels of a head carry the row and the column.
+        check_heads('FlexAttentionNeck', in_channels, num_heads, of_head=4, argument='in_channels')
+        check_hidden('FlexAttentionNeck', in_channels, mlp_ratio)
         self.in_channels = in_channels
         self.low_level = low_level
         self.high_level = high_level
@@ -98,7 +107,8 @@ class FlexAttentionNeck(BaseModule):
                 either way.
 
         Returns:
-            Levels of the same shapes. Only ``low_level`` and ``high_level`` are new; the latter where it was selected.
+            Levels of the same shapes and types. Only ``low_level`` and ``high_level`` are new; the latter where it was
+            selected.
         """
         self.check_levels(inputs)
         low_map, high_map = inputs[self.low_level], inputs[self.high_level]
@@ -106,8 +116,10 @@ class FlexAttentionNeck(BaseModule):
         grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
         device, with_cp = high_map.device, self.with_cp and self.training
 
-        low = low_map.flatten(2).transpose(1, 2)  # (B, N, C)
-        cells = grid.split(high_map.permute(0, 2, 3, 1))  # (B, cells, t, C)
+        # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
+        dtype = self.blocks[0].norm1.weight.dtype
+        low = low_map.to(dtype).flatten(2).transpose(1, 2)  # (B, N, C)
+        cells = grid.split(high_map.to(dtype).permute(0, 2, 3, 1))  # (B, cells, t, C)
         real = grid.real_tokens(device)
         low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
         estimate = partial(estimate_received_attention, grid=low_grid)
@@ -122,8 +134,9 @@ class FlexAttentionNeck(BaseModule):
             )
 
         outs = list(inputs)
-        outs[self.low_level] = low.transpose(1, 2).unflatten(2, low_grid).contiguous()
-        outs[self.high_level] = grid.join(cells).permute(0, 3, 1, 2).contiguous()
+        low = low.transpose(1, 2).unflatten(2, low_grid)
+        outs[self.low_level] = low.to(low_map.dtype).contiguous()
+        outs[self.high_level] = grid.join(cells).permute(0, 3, 1, 2).to(high_map.dtype).contiguous()
         return tuple(outs)
 
     def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:

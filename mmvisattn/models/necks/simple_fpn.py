@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...registry import MODELS
+from ..checks import check_numbers
 from ..layers import LN2d
 
 # Levels made from the map itself, at strides 4, 8, 16 and 32; further ones are subsampled.
@@ -33,7 +34,8 @@ class SimpleFPN(BaseModule):
         out_channels: Channels of each level. Default: 256.
         num_outs: Number of levels; those above stride 32 take every second position of the one below. Default: 4.
         start_level: First level that is returned: 0 for stride 4, 1 for stride 8, … Default: 0.
-        init_cfg: mmengine's initialisation config. Default: Xavier, uniform, for the convolutions.
+        init_cfg: mmengine's initialisation config. Default: Kaiming, normal, for the convolutions, as in the released
+            detectors.
 
     Raises:
         UserError: If a number is out of range, or the backbone gives more than one map.
@@ -47,13 +49,19 @@ class SimpleFPN(BaseModule):
         start_level: int = 0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
+        super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
+        check_numbers(
+            'SimpleFPN',
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_outs=num_outs,
+            start_level=start_level,
+        )
         if in_channels % 4:
             raise UserError(f'SimpleFPN: `in_channels` is {in_channels}; it must be a multiple of 4')
-        if not 0 <= start_level < NUM_MADE or num_outs < 1:
+        if start_level >= NUM_MADE:
             raise UserError(
-                f'SimpleFPN: `start_level` is {start_level} and `num_outs` {num_outs}; set `start_level` to 0 (stride '
-                f'4) up to {NUM_MADE - 1} (stride 32) and `num_outs` to 1 or more'
+                f'SimpleFPN: `start_level` is {start_level}; set it to 0 (stride 4) up to {NUM_MADE - 1} (stride 32)'
             )
         self.num_outs = num_outs
         half, quarter = in_channels // 2, in_channels // 4
@@ -75,7 +83,8 @@ class SimpleFPN(BaseModule):
         """The map (B, C, H, W) at the stride of a level, before the convolutions that all levels have."""
         if level < 2:
             return self.fpn1(x) if level == 0 else self.fpn2(x)
-        return x if level == 2 else F.max_pool2d(x, 2)
+        # A single row or column stays, so that every level exists.
+        return x if level == 2 else F.max_pool2d(x, [1 if n == 1 else 2 for n in x.shape[2:]])
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the levels of the pyramid.
@@ -85,7 +94,7 @@ class SimpleFPN(BaseModule):
 
         Returns:
             ``num_outs`` maps with ``out_channels`` channels, from stride 4 · 2^start_level on: (4H, 4W), (2H, 2W),
-            (H, W), (H // 2, W // 2), and each further one half of that before, rounded up.
+            (H, W), (H // 2, W // 2) or at least 1, and each further one half of that before, rounded up.
         """
         if len(inputs) != 1:
             raise UserError(

@@ -243,8 +243,11 @@ def test_causal_convolution_equals_torchs(length):
     'argument, message',
     [
         (dict(scan_backend='tritn'), "no scan_backend 'tritn' .did you mean 'triton'"),
-        (dict(arch=SMALL | dict(group_norm_size=48)), '`d_inner` must be a multiple of `group_norm_size`'),
-        (dict(arch=SMALL | dict(d_state=15)), '`d_state` even'),
+        (
+            dict(arch=SMALL | dict(group_norm_size=48)),
+            '`d_inner` is 128; it must be a multiple of `group_norm_size`, 48',
+        ),
+        (dict(arch=SMALL | dict(d_state=15)), '`d_state` is 15; it must be an even integer'),
     ],
 )
 def test_wrong_argument_is_answered(argument, message):

@@ -118,5 +118,5 @@ def test_sizes(arch, dim):
 
 
 def test_heads_that_do_not_share_the_channels_are_refused():
-    with pytest.raises(UserError, match='multiple of twice the heads'):
+    with pytest.raises(UserError, match='heads must divide the channels, so that each has a multiple of 2'):
         DefocusRetNet(TINY | dict(num_heads=3))

@@ -182,5 +182,5 @@ def test_deit_without_position_embedding_and_class_token_is_the_network_without_
 
 @pytest.mark.parametrize('heads', [3, 32])
 def test_heads_that_do_not_share_the_channels_are_refused(heads):
-    with pytest.raises(UserError, match='multiple of twice the heads'):
+    with pytest.raises(UserError, match='heads must divide the channels, so that each has a multiple of 2'):
         DefocusViT(TINY | dict(num_heads=heads))

@@ -205,12 +205,64 @@ def test_padding_inside_equals_padding_outside_up_to_selection():
     torch.testing.assert_close(network(x)[0], padded[:, :, :10, :13])
 
 
-def test_padding_is_not_selected_for_its_own_sake():
-    network = build(cell_size=2, select_ratio=0.5)
+def calls(network: FlexViT, x: torch.Tensor) -> list[tuple]:
+    """What the selector is given in each layer."""
     seen = []
-    network.selector.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
-    network(images(1, 33, 64))  # 5×8 patches; 3×4 low-resolution tokens, padded to 4×4
-    assert seen[0].tolist() == [[True] * 4] * 3 + [[False] * 4]
+    handle = network.selector.register_forward_pre_hook(lambda module, args: seen.append(args))
+    with torch.no_grad():
+        network(x)
+    handle.remove()
+    return seen
+
+
+def test_padding_is_told_to_the_selection_where_there_is_any():
+    network = build(cell_size=2, select_ratio=0.5)
+    assert calls(network, images(1, 64, 64))[0][2:] == (None, None)
+    _, _, real, cells = calls(network, images(1, 33, 64))[0]  # 5×8 patches; 3×4 low-resolution tokens, padded to 4×4
+    assert real[0].tolist() == [[True] * 4] * 3 + [[False] * 4] and cells is None  # each cell shows a part of it
+    _, _, real, cells = calls(network, F.pad(images(1, 33, 64), (0, 64, 0, 0)))[0]
+    assert real[0].tolist() == [[True] * 4 + [False] * 4] * 3 + [[False] * 8]
+    assert cells[0].tolist() == [[True] * 2 + [False] * 2] * 2
+
+
+@pytest.mark.parametrize('relevance', ['contrast', 'received'])
+@pytest.mark.parametrize('mode', ['topk', 'threshold', 'random'])
+def test_nothing_is_selected_in_the_padding_of_a_batch(mode, relevance):
+    network = build(
+        select_mode=mode, select_threshold=20, select_ratio=0.6, relevance=relevance, cell_size=1, num_plain_layers=1
+    ).eval()
+    x = images(2, 96, 128)
+    x[1, :, :, 40:] = 0  # a picture of 40 columns beside one of 128: 3 of 8 tokens
+    for selection in selections(network, x):
+        chosen = selection.mask((6, 8))
+        assert chosen[1].any() and not chosen[1, :, 3:].any()
+        if mode != 'threshold':
+            assert chosen.sum((1, 2)).tolist() == [round(0.6 * 48), round(0.6 * 18)]
+
+
+def test_positions_follow_the_image_and_not_its_batch():
+    network = build()
+    x = images(2, 64, 96)
+    x[1, :, 40:] = x[1, :, :, 60:] = 0
+    given = []
+    handle = network.blocks[0].register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    network(x)
+    network(x[1:, :, :40, :60])
+    handle.remove()
+    low, _, alone, _ = given
+    # 3×4 low-resolution tokens, in the batch among 4×6
+    torch.testing.assert_close(
+        low.unflatten(1, (4, 6))[1:, :3, :4], alone.unflatten(1, (4, 4))[:, :3], atol=1e-5, rtol=0
+    )
+
+
+def test_a_graph_minds_the_padding_too():
+    network = build(dict(SMALL, depth=2), cell_size=1, num_plain_layers=1).eval()
+    x = images(2, 64, 96)
+    x[1, :, :, 40:] = 0
+    compiled = torch.compile(network, backend='eager', fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x))
 
 
 def test_position_embedding_is_resampled_to_the_image():

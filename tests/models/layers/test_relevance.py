@@ -91,6 +91,9 @@ def test_padding_is_no_neighbour():
     alone = attention.unflatten(3, (4, 6))[..., :3, :4].flatten(3)
     padded = attention_contrast(attention, (4, 6), real)[:, real.flatten()]
     torch.testing.assert_close(padded, attention_contrast(alone, (3, 4)))
+    each = attention_contrast(attention, (4, 6), torch.stack([real, torch.ones_like(real)]))
+    torch.testing.assert_close(each[:1, real.flatten()], padded[:1])
+    torch.testing.assert_close(each[1:], attention_contrast(attention[1:], (4, 6)))
 
 
 @pytest.mark.parametrize('kind', ESTIMATES)

@@ -49,7 +49,7 @@ def test_masks_equal_the_golden_ones_to_the_bit(shape, threshold):
         """One selection for each query, as the language model has it: queries take the place of the batch."""
         chosen = attention[:, [rows.index(q) for q in queries]].transpose(0, 1).unsqueeze(2)  # (Q, heads, 1, 576)
         relevance = received_attention(chosen).unflatten(1, (24, 24))
-        return selector(relevance, (9, 9), inside).mask((9, 9))
+        return selector(relevance.masked_fill(~inside, 0), (9, 9)).mask((9, 9))  # the least relevance is theirs
 
     for count in (1, 2, 3):
         ours = upsample_cells(masks(golden[f'train_q{count}_rows'].tolist()), (72, 72)).flatten(1)
@@ -100,13 +100,38 @@ def test_threshold_takes_what_each_image_asks_for():
     assert torch.equal(selection.mask((2, 3)), expected)
 
 
-def test_padding_is_irrelevant():
-    relevance = torch.rand(1, 4, 4)
-    relevance[0, 3] = 5.0
-    real = torch.ones(4, 4, dtype=torch.bool)
-    real[3] = False
-    selected = TokenSelector('topk', 0.5)(relevance, 1, real).mask((4, 4))
-    assert not selected[0, 3].any()
+@pytest.mark.parametrize('mode', ['topk', 'threshold', 'random'])
+@pytest.mark.parametrize('ratio', [0.25, 1.0])
+def test_nothing_is_chosen_in_padding(mode, ratio):
+    relevance = torch.rand(3, 8, 12)
+    sizes = [(8, 12), (3, 12), (2, 1)]
+    real, real_cells = torch.zeros(3, 8, 12, dtype=torch.bool), torch.zeros(3, 4, 6, dtype=torch.bool)
+    for i, (rows, columns) in enumerate(sizes):
+        real[i, :rows, :columns] = real_cells[i, : -(-rows // 2), : -(-columns // 2)] = True
+    relevance[~real] = 5.0
+    for _ in range(20):  # by chance as well
+        chosen = TokenSelector(mode, ratio, threshold=0)(relevance, 2, real, real_cells).mask((4, 6))
+        assert chosen.any() and not (chosen & ~real_cells).any()
+        if mode != 'threshold':
+            assert chosen.sum((1, 2)).tolist() == ([6, 3, 1] if ratio < 1 else [24, 12, 1])
+
+
+@pytest.mark.parametrize('mode', ['topk', 'threshold'])
+def test_an_image_with_padding_is_given_what_it_is_given_alone(mode):
+    relevance = torch.rand(2, 8, 8) + 0.5
+    real, real_cells = torch.ones(2, 8, 8, dtype=torch.bool), torch.ones(2, 4, 4, dtype=torch.bool)
+    real[1, 4:] = real_cells[1, 2:] = False
+    selector = TokenSelector(mode, 0.25, 200)
+    alone = selector(relevance[1:, :4], 2).mask((2, 4))
+    assert 0 < alone.sum() < 8
+    assert torch.equal(selector(relevance, 2, real, real_cells).mask((4, 4))[1:, :2], alone)
+
+
+@pytest.mark.parametrize('ratio', [0.1, 0.15, 0.3, 0.5, 0.7, 1.0, 0.0, 1e-3])
+def test_share_of_a_padded_image_is_rounded_as_that_of_a_whole_one(ratio):
+    selector = TokenSelector('topk', ratio)
+    counts = selector.count(torch.arange(1, 400).double()).tolist()
+    assert counts == [selector.count(n) for n in range(1, 400)]
 
 
 def test_random_selection_differs_from_call_to_call():

@@ -1,6 +1,8 @@
+import copy
+
 from mmvisattn.errors import UserError
 from mmvisattn.models.layers.hierarchical_attention import axial_angles
-from mmvisattn.models.layers.token_selection import upsample_cells
+from mmvisattn.models.layers.token_selection import CellGrid, upsample_cells
 from mmvisattn.models.necks import FlexAttentionNeck
 
 import pytest
@@ -117,6 +119,40 @@ def test_checkpointing_gives_the_same_gradients():
         sum(out.square().mean() for out in neck(inputs)).backward()
         grads.append([parameter.grad for parameter in neck.parameters()])
     torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_mixed_precision_keeps_the_residual_stream_in_float32():
+    torch.manual_seed(0)
+    neck = FlexAttentionNeck(24, num_heads=3, select_ratio=1.0).eval()  # no other selection by rounding
+    inputs = [x.bfloat16() for x in pyramid(100, 150)]
+    wide = [x.float() for x in inputs]
+    expected = neck(wide)
+    streams = []
+    for block in neck.blocks:
+        block.register_forward_hook(
+            lambda module, args, outs: streams.extend(x.dtype for x in outs[:2] if x is not None)
+        )
+    with torch.autocast('cpu', torch.bfloat16):
+        outs, same_types = neck(wide), neck(inputs)
+    assert streams == [torch.float32] * 10
+    assert all(out.dtype == torch.float32 for out in outs)
+    assert all(out.dtype == torch.bfloat16 for out in same_types)
+    in_half = copy.deepcopy(neck).bfloat16()(inputs)  # its stream has the type of its weights as well
+    assert all(out.dtype == torch.bfloat16 for out in in_half)
+    for level in (1, 3):
+        error, error_in_half = ((out[level].float() - expected[level]).norm() for out in (outs, in_half))
+        assert error < 0.2 * error_in_half
+
+
+@pytest.mark.parametrize('mode', ['topk', 'threshold', 'random'])
+@pytest.mark.parametrize('size', [(100, 150), (65, 129), (8, 160)])
+def test_each_selected_cell_holds_a_part_of_the_map(mode, size):
+    neck = build(select_mode=mode, select_threshold=0, select_ratio=1.0, cell_size=2)
+    inputs = pyramid(*size)
+    real = CellGrid(tuple(inputs[1].shape[2:]), (8, 8)).real_tokens(inputs[1].device)
+    for selection in selections(neck, inputs):
+        chosen = selection.mask((1, selection.index.max() + 1)).flatten(1)
+        assert chosen.any() and real[chosen.nonzero()[:, 1]].any(1).all()
 
 
 def test_topk_exports():

@@ -66,11 +66,12 @@ def test_mixed_precision():
         torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.1)
 
 
-def test_built_by_name_and_initialised():
-    neck = MMENGINE_MODELS.build(dict(type='mmvisattn.SimpleFPN', in_channels=64, out_channels=32, num_outs=5))
+def test_built_by_name_and_initialised_as_released():
+    neck = MMENGINE_MODELS.build(dict(type='mmvisattn.SimpleFPN', in_channels=64, out_channels=128, num_outs=5))
     neck.init_weights()
-    weight = neck.fpn_convs[0].conv.weight
-    assert weight.abs().max() <= (6 / (9 * 64)) ** 0.5 < 1.1 * weight.abs().max()
+    for kernel, convs in ((1, neck.lateral_convs), (3, neck.fpn_convs)):
+        for part in convs:
+            assert part.conv.weight.std().item() == pytest.approx((2 / (128 * kernel**2)) ** 0.5, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_built_by_name_and_initialised():
     [
         (dict(in_channels=30), '`in_channels` is 30; it must be a multiple of 4'),
         (dict(in_channels=32, start_level=4), '`start_level` is 4'),
-        (dict(in_channels=32, num_outs=0), '`num_outs` 0'),
+        (dict(in_channels=32, num_outs=0), '`num_outs` is 0'),
     ],
 )
 def test_wrong_argument_is_answered(argument, message):

@@ -1,0 +1,62 @@
+"""What of a batch is image and what is padding, and positions that span the image."""
+
+import torch
+from torch import Tensor
+
+
+def content_size(images: Tensor) -> Tensor:
+    """Height and width of each image of a batch without the zeros at its bottom and right.
+
+    The data preprocessors of mmdet and mmseg pad with zeros after they have normalised, and no whole row of an image
+    is zero after that, unless the mean is a colour of it. A backbone learns in no other way what is padding.
+
+    Args:
+        images: (B, channels, H, W).
+
+    Returns:
+        Rows and columns up to the last pixel that is not zero in all channels, at least 1, (B, 2).
+    """
+    shown = (images != 0).any(1)  # (B, H, W)
+    sizes = []
+    for other in (2, 1):
+        lines = shown.any(other)
+        number = torch.arange(1, lines.shape[1] + 1, device=images.device)
+        sizes.append((lines * number).amax(1))
+    return torch.stack(sizes, 1).clamp(min=1)
+
+
+def is_inside(size: Tensor, grid: tuple[int, int]) -> Tensor:
+    """True for what lies within ``size`` rows and columns, (B, 2), of a grid: (B, *grid)."""
+    rows, columns = (torch.arange(n, device=size.device) < size[:, i, None] for i, n in enumerate(grid))
+    return rows[:, :, None] & columns[:, None]
+
+
+def resample_positions(positions: Tensor, size: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings resampled to the image, whatever the padding around it.
+
+    For each image what :func:`timm.layers.resample_abs_pos_embed` gives for a grid of its size, that is bicubic with
+    antialiasing; padding has the positions of the border.
+
+    Args:
+        positions: (rows, columns, C).
+        size: Rows and columns of tokens of each image, (B, 2).
+        grid: Rows and columns of all tokens.
+
+    Returns:
+        (B, *grid, C).
+    """
+    rows, columns = (_cubic_weights(positions.shape[i], size[:, i], grid[i], positions.dtype) for i in (0, 1))
+    B, C = size.shape[0], positions.shape[2]
+    across = (rows @ positions.flatten(1)).view(B, grid[0], -1, C)  # (B, rows of the grid, columns, C)
+    return columns[:, None] @ across
+
+
+def _cubic_weights(source: int, size: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Share of each of ``source`` positions in each of ``length`` tokens, of which ``size`` span them: (B, L, S)."""
+    step = source / size[:, None].to(dtype)  # (B, 1)
+    place = (torch.arange(length, device=size.device).minimum(size[:, None] - 1) + 0.5) * step  # (B, L)
+    centres = torch.arange(source, device=size.device) + 0.5
+    d = ((centres - place[:, :, None]) / step.clamp(min=1)[:, :, None]).abs()  # (B, L, S)
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2  # Keys, a = −0.5
+    weights = torch.where(d < 1, near, torch.where(d < 2, far, 0))
+    return weights / weights.sum(2, keepdim=True)
