@@ -27,11 +27,7 @@ KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': '1000000000', 'MALLOC_TRIM_THRESHOLD_':
 # Name in the table, config, and the metrics of the test with their names in the table. The segmentor learns from every
 # pixel, so backbone and pyramid of the detector start from its weights.
 TASKS = [
-    (
-        'Semantic FPN, FCViT',
-        'configs/mini/fcvit-mini_fpn_ade20k.py',
-        {'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
-    ),
+    ('Semantic FPN, FCViT', 'configs/mini/fcvit-mini_fpn_ade20k.py', {'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'}),
     (
         'Mask R-CNN, FCViT',
         'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py',

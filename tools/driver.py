@@ -135,7 +135,6 @@ class Test(Training):
         pictures: Folder for pictures of prediction beside truth, or None.
     """
 
-    __test__ = False  # to pytest it looks like a class of tests
     pictures: Path | None = None
 
     def command(self) -> list[str]:

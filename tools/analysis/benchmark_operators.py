@@ -275,8 +275,7 @@ CASES = {
         },
     ),
     'depthwise': Case(
-        depthwise,
-        {'--kernels': dict(type=odd, nargs='+', default=(3, 5, 7, 11), help='odd sides; default: 3 5 7 11')},
+        depthwise, {'--kernels': dict(type=odd, nargs='+', default=(3, 5, 7, 11), help='odd sides; default: 3 5 7 11')}
     ),
     'scan': Case(
         scan,

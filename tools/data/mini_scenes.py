@@ -59,10 +59,7 @@ class Options:
             (self.train > 0, f'--train {self.train}: at least 1 is needed'),
             (self.val > 0, f'--val {self.val}: at least 1 is needed'),
             (min(self.size) >= 64, f'--size {width} {height}: both sides must be at least 64'),
-            (
-                1 <= self.classes <= len(THINGS),
-                f'--classes {self.classes}: allowed are 1 to {len(THINGS)}',
-            ),
+            (1 <= self.classes <= len(THINGS), f'--classes {self.classes}: allowed are 1 to {len(THINGS)}'),
             (
                 1 <= self.objects[0] <= self.objects[1],
                 f'--objects {self.objects[0]} {self.objects[1]}: allowed are 1 <= MIN <= MAX',
@@ -76,10 +73,7 @@ class Options:
                 f'--size {width} {height} has no room for large objects (96 x 96 pixels and '
                 'more): set a larger --size, or the last number of --shares to 0',
             ),
-            (
-                8 <= self.smallest <= 28,
-                f'--smallest {self.smallest}: allowed are 8 to 28 pixels',
-            ),
+            (8 <= self.smallest <= 28, f'--smallest {self.smallest}: allowed are 8 to 28 pixels'),
             (
                 min(self.empty, self.crowd) >= 0 and self.empty + self.crowd <= 1,
                 f'--empty {self.empty} --crowd {self.crowd}: allowed are shares from 0 to 1 '
@@ -196,18 +190,9 @@ _COLOURS = {
         ((0.05, 0.12), (0.15, 0.5), (0.35, 0.7)),
         ((0.25, 0.42), (0.2, 0.5), (0.2, 0.5)),
     ),
-    'grass': (
-        ((0.22, 0.36), (0.35, 0.75), (0.35, 0.75)),
-        ((0.11, 0.18), (0.3, 0.6), (0.5, 0.8)),
-    ),
-    'sea': (
-        ((0.46, 0.62), (0.3, 0.8), (0.35, 0.8)),
-        ((0.55, 0.7), (0.1, 0.35), (0.35, 0.7)),
-    ),
-    'sand': (
-        ((0.08, 0.13), (0.2, 0.5), (0.65, 0.95)),
-        ((0.03, 0.1), (0.1, 0.35), (0.4, 0.75)),
-    ),
+    'grass': (((0.22, 0.36), (0.35, 0.75), (0.35, 0.75)), ((0.11, 0.18), (0.3, 0.6), (0.5, 0.8))),
+    'sea': (((0.46, 0.62), (0.3, 0.8), (0.35, 0.8)), ((0.55, 0.7), (0.1, 0.35), (0.35, 0.7))),
+    'sand': (((0.08, 0.13), (0.2, 0.5), (0.65, 0.95)), ((0.03, 0.1), (0.1, 0.35), (0.4, 0.75))),
 }
 
 
@@ -366,11 +351,7 @@ def _add_crowd(
 
 
 def _pick_foot(
-    rng: np.random.Generator,
-    placed: list[_Placed],
-    surfaces: np.ndarray,
-    thing: ThingClass | None,
-    side: float,
+    rng: np.random.Generator, placed: list[_Placed], surfaces: np.ndarray, thing: ThingClass | None, side: float
 ) -> tuple[float, float]:
     """Where a thing stands: next to another, on its kind of surface, or anywhere; large things nearer."""
     height, width = surfaces.shape
@@ -473,10 +454,6 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, item: _Placed, light: f
         angle = rng.uniform(0, np.pi)
         along = (np.cos(angle) * columns * width + np.sin(angle) * rows * height) * np.pi / period
         across = (-np.sin(angle) * columns * width + np.cos(angle) * rows * height) * np.pi / period
-        wave = (
-            np.sin(along),
-            np.sin(along) * np.sin(across),
-            _noise(rng, mask.shape, (period, period)),
-        )[pattern - 1]
+        wave = (np.sin(along), np.sin(along) * np.sin(across), _noise(rng, mask.shape, (period, period)))[pattern - 1]
         shade = shade * np.where(wave > 0, 1.0, rng.uniform(0.72, 0.9))
     canvas[roi][mask] = (layer * shade[..., None])[mask]
