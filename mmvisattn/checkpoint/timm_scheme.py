@@ -45,13 +45,14 @@ def load_from_timm(filename: str, map_location: str | torch.device | None = None
             f'is no network, run `timm.create_model({name!r}, pretrained=True)` on a machine that has one and copy its '
             'cache (HF_HOME), or set `checkpoint` to the path of a file'
         ) from error
-    _tell_normalisation(name, model.pretrained_cfg)
+    _tell_normalisation(name)
     return dict(state_dict={key: value.to(map_location or 'cpu') for key, value in model.state_dict().items()})
 
 
-def _tell_normalisation(name: str, pretrained_cfg: dict) -> None:
-    mean, std = (tuple(pretrained_cfg.get(key) or ()) for key in ('mean', 'std'))
-    if (mean, std) in ((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((), ())):
+def _tell_normalisation(name: str) -> None:
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    mean, std = tuple(pretrained_cfg.mean), tuple(pretrained_cfg.std)
+    if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
         return
     mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
     print_log(
