@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  first: with it the bases of the toolboxes resolve
+import mmvisattn  # noqa: F401  with it the bases of the toolboxes resolve
 
 import mmdet
 import mmseg

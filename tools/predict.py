@@ -18,7 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from mmengine.visualization import Visualizer
 from torch import nn
 
@@ -95,7 +95,7 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     model = MODELS.build(cfg.model)
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     report_checkpoint(model, content)
-    model.load_state_dict(content['state_dict'], strict=False)
+    load_state_dict(model, content['state_dict'])
 
     meta = content.get('meta') or {}
     # The upper case is that of the toolboxes' earlier versions.

@@ -6,10 +6,7 @@
 import torch
 from torch.fx.experimental import symbolic_shapes
 
-
-def is_exported() -> bool:
-    """Whether the graph that is being recorded leaves this process."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+from ..ops.common import is_exported
 
 
 @torch.compiler.assume_constant_result

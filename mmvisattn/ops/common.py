@@ -12,7 +12,11 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def is_exported() -> bool:
+    """Whether the graph that is being recorded leaves this process."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def is_traced() -> bool:
     """Whether the code is being compiled or exported, so that the graph should show plain operators."""
-    compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch >= 2.3
-    return torch.jit.is_tracing() or compiling()
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

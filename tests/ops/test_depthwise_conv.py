@@ -142,7 +142,6 @@ def test_onnx_shows_a_plain_convolution_that_computes_the_same(dynamo, tmp_path)
     torch.testing.assert_close(torch.from_numpy(out), conv(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='a compiled graph is plain before torch 2.7')
 @pytest.mark.parametrize(('backend', 'shows_operator'), [('auto', True), ('native', False), ('torch', True)])
 def test_compiles_in_one_graph(backend, shows_operator):
     graphs = []
@@ -175,7 +174,6 @@ def test_compiled_gradients(autocast, used):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='torch.library.opcheck needs torch 2.4')
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_operators_declare_what_they_do(memory_format):
     torch.manual_seed(0)

@@ -383,7 +383,6 @@ def test_compiles_for_any_length(kernel):
             assert_close(a, e, 1e-6)
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='torch.library.opcheck needs torch 2.4')
 @pytest.mark.parametrize('backend', KERNELS)
 def test_operators_declare_what_they_do(backend):
     inputs = make_inputs(2, 18, 70, 16)

@@ -202,11 +202,6 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         return self
 
 
-def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """The drop path rate of each of ``depth`` blocks, rising linearly from 0 to ``drop_path_rate``."""
-    return torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
-
-
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
     for block in blocks:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
@@ -19,7 +19,6 @@ from ...registry import MODELS
 from ..checks import check_numbers
 from ..export import is_exported_to_onnx
 from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
-from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
@@ -248,7 +247,7 @@ class DefocusMamba(SequenceBackbone):
         check_numbers('DefocusMamba', **scales)
         blocks = [
             Block(embed_dims, Mixer(embed_dims, **inner, **scales, scan_backend=scan_backend), rate)
-            for rate in drop_path_rates(drop_path_rate, depth)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)
         ]
         super().__init__(
             embed_dims,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...ops.common import no_autocast
@@ -16,7 +17,6 @@ from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import BandpassFilter, TransformerBlock, at_least_float32, group_rms_norm
 from ..layers.bandpass import decay_factors, decay_factors_fit
-from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Tokens that are computed together: within a chunk pairwise, between chunks through a state.
@@ -187,7 +187,7 @@ class DefocusRetNet(SequenceBackbone):
         check_heads('DefocusRetNet', dim, num_heads, of_head=2)
         check_hidden('DefocusRetNet', dim, sizes['mlp_ratio'])
         blocks = []
-        for rate in drop_path_rates(drop_path_rate, sizes['depth']):
+        for rate in calculate_drop_path_rates(drop_path_rate, sizes['depth']):
             bandpass = BandpassFilter(num_heads, dim // num_heads, **scales)
             blocks.append(TransformerBlock(dim, Retention(dim, num_heads, bandpass), sizes['mlp_ratio'], rate))
         super().__init__(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +16,6 @@ from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import BandpassFilter, TransformerBlock
 from ..layers.bandpass import decay_factors, decay_factors_fit
-from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
@@ -193,7 +193,7 @@ class DefocusViT(SequenceBackbone):
         check_heads('DefocusViT', dim, num_heads, of_head=2)
         check_hidden('DefocusViT', dim, sizes['mlp_ratio'])
         blocks = []
-        for rate in drop_path_rates(drop_path_rate, sizes['depth']):
+        for rate in calculate_drop_path_rates(drop_path_rate, sizes['depth']):
             bandpass = BandpassFilter(num_heads, dim // num_heads, **scales, decay=decay, rotation=rotation)
             attn = Attention(dim, num_heads, bandpass, causal)
             blocks.append(TransformerBlock(dim, attn, sizes['mlp_ratio'], rate))

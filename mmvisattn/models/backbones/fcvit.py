@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -20,7 +20,7 @@ from ...ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
 from ..layers import init_linear
-from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
+from .base_backbone import BaseBackbone, run_blocks
 
 # Fixed in every released model.
 NUM_HEADS = 8
@@ -279,7 +279,7 @@ class FCViT(BaseBackbone):
         self.with_cp = with_cp
         self.depths = depths[: self.out_indices[-1] + 1]
 
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0], kernel_size=7, stride=4)
         self.network = nn.ModuleList()  # stage, step down, stage, … as the released files number them
         for stage, depth in enumerate(self.depths):

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
@@ -24,7 +24,7 @@ from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_
 from ..layers.padding import content_size, is_inside, resample_positions
 from ..layers.relevance import ESTIMATES, Estimate
 from ..layers.token_selection import CellGrid, TokenSelector
-from .base_backbone import BaseBackbone, drop_path_rates
+from .base_backbone import BaseBackbone
 
 
 @MODELS.register_module()
@@ -39,7 +39,7 @@ class FlexViT(BaseBackbone):
     Images of different size in a batch are told from the zeros that the data preprocessor pads them with: positions
     span the image, cells are selected in it alone, and their number goes by its size. What is left to the padding is
     that tokens attend to it and that the windows of the plain layers span it. The features of a picture of 512×512
-    pixels in a batch of 512×768 differ by 15 % from those it has alone (``'tiny'``, random weights).
+    pixels in a batch of 512×768 differ by a quarter from those it has alone (``'tiny'``, random weights, noise).
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims`` (channels),
@@ -147,7 +147,7 @@ class FlexViT(BaseBackbone):
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = drop_path_rates(drop_path_rate, depth)
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
             for i in range(depth)

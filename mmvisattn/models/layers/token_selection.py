@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
+from ...ops.common import is_exported
 from ..checks import check_numbers
-from ..export import is_exported
 
 SELECT_MODES = ('topk', 'threshold', 'random')
 

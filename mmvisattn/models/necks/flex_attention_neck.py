@@ -26,9 +26,9 @@ class FlexAttentionNeck(BaseModule):
     between any neck whose levels halve in size and any head:
     ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
-    Maps do not tell what of a batch is padding, so the neck selects there too: where a third of an image is padding, 12
-    to 18 % of its cells by relevance, 31 % in mode ``'random'`` (after FCViT-tiny and FPN, random weights). Batches of
-    images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
+    Maps do not tell what of a batch is padding, so the neck selects there too: where a third of an image is padding, up
+    to a fifth of its cells (after FCViT-tiny and FPN, random weights, noise), in mode ``'random'`` a third.
+    Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:
         in_channels: Channels C of the levels, a multiple of ``4 * num_heads``. Default: 256.

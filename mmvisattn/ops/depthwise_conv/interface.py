@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import triton_support
-from ..common import is_traced, no_autocast
+from ..common import is_exported, no_autocast
 from . import torch_backend, triton_backend
 from .common import empty_like_image, memory_format
 
@@ -36,12 +36,6 @@ def available_backends() -> dict[str, str | None]:
         dict[str, str | None]: For each backend None where it is available, otherwise the reason why it is not.
     """
     return {**dict.fromkeys(BACKENDS), 'triton': triton_support.unavailable_reason()}
-
-
-def _is_exported() -> bool:
-    """Whether the graph leaves this process; before torch 2.7 a compilation cannot be told from an export."""
-    exporting = getattr(torch.compiler, 'is_exporting', None)
-    return is_traced() if exporting is None else torch.jit.is_tracing() or exporting()
 
 
 def depthwise_conv2d(
@@ -68,7 +62,7 @@ def depthwise_conv2d(
         ValueError: If shapes, types or devices do not fit each other, or the backend is unknown or for another device.
         RuntimeError: If the backend is not available on this machine.
     """
-    if _is_exported():
+    if is_exported():
         return F.conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
     dtype = None if x.dtype == torch.float64 else _autocast_dtype(x.device.type)
     _check_inputs(x, weight, bias, padding, autocast=dtype is not None)
@@ -106,12 +100,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     """The type to which autocast takes a convolution, None where it is off."""
     if device_type not in ('cpu', 'cuda'):
         return None
-    try:
-        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    except (AttributeError, TypeError):  # torch < 2.4
-        if device_type == 'cpu':
-            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, autocast: bool) -> None:

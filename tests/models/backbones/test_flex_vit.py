@@ -240,6 +240,17 @@ def test_nothing_is_selected_in_the_padding_of_a_batch(mode, relevance):
             assert chosen.sum((1, 2)).tolist() == [round(0.6 * 48), round(0.6 * 18)]
 
 
+def test_what_the_padding_of_a_batch_still_changes():
+    """The figure of the docstring; 0 would be an image that does not notice its batch."""
+    torch.manual_seed(0)
+    network = FlexViT('tiny').eval()
+    x = torch.randn(2, 3, 512, 768)
+    x[1, :, :, 512:] = 0
+    with torch.no_grad():
+        together, alone = network(x)[0][1:, :, :, :32], network(x[1:, :, :, :512])[0]
+    assert 0.15 < (together - alone).norm() / alone.norm() < 0.35
+
+
 def test_positions_follow_the_image_and_not_its_batch():
     network = build()
     x = images(2, 64, 96)

@@ -1,6 +1,7 @@
 import copy
 
 from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FCViT
 from mmvisattn.models.layers.hierarchical_attention import axial_angles
 from mmvisattn.models.layers.token_selection import CellGrid, upsample_cells
 from mmvisattn.models.necks import FlexAttentionNeck
@@ -8,6 +9,7 @@ from mmvisattn.models.necks import FlexAttentionNeck
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.models.necks import FPN
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -262,3 +264,17 @@ def test_wrong_pyramids():
     inputs[3] = F.interpolate(inputs[3], scale_factor=2)
     with pytest.raises(UserError, match=r'level 1 is \(16, 24\) and level 3 \(8, 12\), where it should be 4 times'):
         build()(inputs)
+
+
+def test_how_much_is_selected_in_the_padding_of_a_batch():
+    """The figure of the docstring: a neck does not know what is padding."""
+    torch.manual_seed(0)
+    backbone, fpn = FCViT('tiny').eval(), FPN([32, 64, 160, 320], 256, 4).eval()
+    fpn.init_weights()
+    neck = FlexAttentionNeck(256).eval()
+    x = torch.randn(2, 3, 512, 768)
+    x[1, :, :, 512:] = 0
+    with torch.no_grad():
+        maps = fpn(backbone(x))
+    shares = [(seen.index[1] % 24 >= 16).float().mean().item() for seen in selections(neck, maps)]
+    assert 0 < min(shares) and max(shares) < 0.25, shares
