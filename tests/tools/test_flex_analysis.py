@@ -3,7 +3,7 @@ from pathlib import Path
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.layers.selection import TokenSelector
 from mmvisattn.models.necks import FlexAttentionNeck
 from mmvisattn.visualization import CAPTION_HEIGHT, GAP, PANEL_SIZE
 

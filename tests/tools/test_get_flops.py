@@ -1,16 +1,15 @@
 """Counts against those made by hand; two FLOPs for a multiply-add."""
 
 import re
-from functools import partial
 
 from mmvisattn.models.backbones import fcvit
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
 from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention
 from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention
 from mmvisattn.models.layers import BandpassFilter
-from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back
-from mmvisattn.models.layers.relevance import estimate_attention_contrast
-from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.layers.cells import attend_and_write_back
+from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock
+from mmvisattn.models.layers.selection import TokenSelector
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 
 import pytest
@@ -146,17 +145,15 @@ def test_causal_attention(device):
 @pytest.mark.parametrize('ratio', [0.25, 0.5, 1.0])
 def test_selected_attention(ratio, device):
     dim, low, high = 24, 16, int(ratio * 4) * 16
-    block, selector = HierarchicalBlock(dim, 3, mlp_ratio=2).eval(), TokenSelector(ratio=ratio)
-    selection = selector(torch.rand(1, 4, 4), 2)
-    real = torch.ones(4, 16, dtype=torch.bool)
-    estimate = partial(estimate_attention_contrast, grid=(4, 4))
+    block, selector = HierarchicalBlock(dim, 3, mlp_ratio=2).eval(), TokenSelector(ratio=ratio, cell_size=2)
+    selection = selector(torch.rand(1, 4, 4))
+    valid = torch.ones(4, 16, dtype=torch.bool)
     tokens = torch.randn(1, low, dim), torch.randn(1, 4, 16, dim)
     with tool.CostCounter(block) as counter:
-        attend_and_write_back(block, *tokens, selection, real, estimate=estimate)
+        attend_and_write_back(block, *tokens, selection, valid)
     tokens = low + high
     per_token = 3 * dim + dim + 2 * 2 * dim  # q, k, v; the projection; the MLP
-    relevance = 2 * low * low * dim  # a map of 4×4 has blocks of one key
-    assert counter.flops[''] == 2 * tokens * per_token * dim + 2 * 2 * tokens**2 * dim + relevance
+    assert counter.flops[''] == 2 * tokens * per_token * dim + 2 * 2 * tokens**2 * dim
     assert counter.activations[''] == tokens * (3 * dim + dim + 2 * dim + dim)
 
 

@@ -17,7 +17,7 @@ from mmvisattn import cli
 from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.token_selection import Selection, TokenSelector
+from mmvisattn.models.layers.selection import Selection, TokenSelector
 from mmvisattn.visualization import draw_layers, stack_rows
 
 import cv2
@@ -114,8 +114,7 @@ class Recorder:
         self.image = args[0][0]
 
     def _note_selection(self, selector: TokenSelector, args: tuple, selection: Selection) -> None:
-        relevance, side = args[:2]
-        rows, columns = (-(-n // side) for n in relevance.shape[1:])
+        rows, columns = (-(-n // selector.cell_size) for n in args[0].shape[1:])
         self.chosen.append(selection.mask((rows, columns))[0].cpu().numpy())
 
     def _note_network(self, network: nn.Module, args: tuple, outs: tuple[Tensor, ...]) -> None:

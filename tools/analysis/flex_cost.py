@@ -14,13 +14,10 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.hierarchical_attention import attend_and_write_back
-from mmvisattn.models.layers.relevance import ESTIMATES
-from mmvisattn.models.layers.token_selection import CellGrid, gather_cells
+from mmvisattn.models.layers.cells import Tiling, attend_and_write_back, gather_cells
 
 import torch
 import torch.nn.functional as F
@@ -107,16 +104,15 @@ def costs(
 @torch.no_grad()
 def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple[int, int]) -> list[str]:
     """Cost of selection beside a layer that is given its tokens: a row of the last table."""
-    block, selector = network.blocks[-1], network.selector
+    block, selector, relevance = network.blocks[-1], network.selector, network.relevance
     step = network.patch_size * network.zoom * network.cell_size
     high_grid = tuple(-(-n // step) * step // network.patch_size for n in size)
     low_grid = tuple(n // network.zoom for n in high_grid)
     dim = network.norm.normalized_shape[0]
     low = torch.randn(batch, low_grid[0] * low_grid[1], dim, device=args.device)
-    grid = CellGrid(high_grid, (network.cell_size * network.zoom,) * 2)
-    cells = grid.split(torch.randn(batch, *high_grid, dim, device=args.device))
-    relevance = torch.rand(batch, low.shape[1], device=args.device)
-    estimate = partial(ESTIMATES[network.relevance], grid=low_grid)
+    tiling = Tiling(high_grid, (network.cell_size * network.zoom,) * 2)
+    cells = tiling.split(torch.randn(batch, *high_grid, dim, device=args.device))
+    _, _, q, k = block(low)
 
     def layer() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
@@ -124,10 +120,9 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
 
     def layer_and_selection() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
-            selection = selector(relevance.unflatten(1, low_grid), network.cell_size)
-            attend_and_write_back(block, low, cells, selection, estimate=estimate)
+            attend_and_write_back(block, low, cells, selector(relevance(q, k, low_grid)))
 
-    high = gather_cells(cells, selector(relevance.unflatten(1, low_grid), network.cell_size).index)
+    high = gather_cells(cells, selector(relevance(q, k, low_grid)).index)
     steps = dict(layer=layer, both=layer_and_selection)
     counted = {name: flops(step) for name, step in steps.items()}
     times = times_in_turn(steps, args.rounds * 3, args.device)

@@ -12,13 +12,20 @@ Example:
 import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import count
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.hierarchical_attention import HierarchicalAttention, hierarchical_attention
-from mmvisattn.models.layers.relevance import ESTIMATES, attention_contrast, received_attention
-from mmvisattn.models.layers.token_selection import TokenSelector
+from mmvisattn.models.layers.hierarchical_attention import attention_map
+from mmvisattn.models.layers.selection import (
+    ESTIMATES,
+    Relevance,
+    TokenSelector,
+    attention_contrast,
+    received_attention,
+)
 
 import torch
 from mmengine.structures import BaseDataElement
@@ -98,8 +105,8 @@ class Recorder:
         self.boxes: list[Tensor] = []
         self.image_size = (0, 0)
         for owner in owners:
-            for i, block in enumerate(owner.blocks, 1):
-                block.attn.register_forward_pre_hook(self._hook(f'{type(owner).__name__} layer {i}', owner))
+            owner.register_forward_pre_hook(self._start)
+            owner.relevance.register_forward_hook(partial(self._compare, owner))
         getattr(model, 'backbone', model).register_forward_pre_hook(self._note_image)
 
     def annotate(self, samples: Iterable[BaseDataElement]) -> None:
@@ -109,39 +116,38 @@ class Recorder:
     def _note_image(self, backbone: nn.Module, args: tuple) -> None:
         self.image_size = tuple(args[0].shape[-2:])
 
-    def _hook(self, name: str, owner: nn.Module):
-        def compare(attn: HierarchicalAttention, args: tuple) -> None:
-            x, num_low, _, angles, estimate = args
-            if estimate is None:
-                return
-            grid, real = estimate.keywords['grid'], estimate.keywords.get('real')
-            q, k, v = attn.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
-            _, attention = hierarchical_attention(q, k, v, need_map=True)
-            exact = {
-                'contrast': attention_contrast(attention.mT, grid, real),
-                'received': received_attention(attention),
-            }
-            if isinstance(owner, FlexViT):
-                token = (owner.patch_size * owner.zoom,) * 2
-            else:
-                token = tuple(n / m for n, m in zip(self.image_size, grid))
-            side = tuple(n * owner.cell_size for n in token)
-            for kind, function in ESTIMATES.items():
-                pair = function(q, k, **estimate.keywords), exact[kind]
-                masks = [self._cells(relevance, owner, grid, real) for relevance in pair]
-                shared = (masks[0] & masks[1]).sum((1, 2)) / masks[1].sum((1, 2)).clamp(min=1)
-                self.agreement[name, kind].append(torch.stack([rank_correlation(*pair), shared.double()], 1))
-                for boxes, *of_image in zip(self.boxes, *masks):
-                    shares = [covered(boxes.to(x.device), mask, side) for mask in of_image]
-                    self.coverage[name, kind].append(torch.stack(shares, 1))
-                self.chosen.append(masks[0].double().mean().item())
+    def _start(self, owner: nn.Module, args: tuple) -> None:
+        hierarchical = sum(block.attn.kv_high is not None for block in owner.blocks)
+        self.layers = count(len(owner.blocks) - hierarchical)  # the first selection is made by the last plain layer
 
-        return compare
+    def _compare(self, owner: nn.Module, relevance: Relevance, args: tuple, out: Tensor) -> None:
+        q, k, grid = args[:3]
+        valid = args[3] if len(args) > 3 else None
+        name = f'{type(owner).__name__} layer {next(self.layers)}'
+        attention = attention_map(q, k)
+        exact = {
+            'contrast': attention_contrast(attention.mT, grid, valid),
+            'received': received_attention(attention),
+        }
+        if isinstance(owner, FlexViT):
+            token = (owner.patch_size * owner.zoom,) * 2
+        else:
+            token = tuple(n / m for n, m in zip(self.image_size, grid))
+        side = tuple(n * owner.cell_size for n in token)
+        for kind, function in ESTIMATES.items():
+            pair = function(q, k, grid, valid), exact[kind]
+            masks = [self._cells(relevance, owner, grid, valid) for relevance in pair]
+            shared = (masks[0] & masks[1]).sum((1, 2)) / masks[1].sum((1, 2)).clamp(min=1)
+            self.agreement[name, kind].append(torch.stack([rank_correlation(*pair), shared.double()], 1))
+            for boxes, *of_image in zip(self.boxes, *masks):
+                shares = [covered(boxes.to(q.device), mask, side) for mask in of_image]
+                self.coverage[name, kind].append(torch.stack(shares, 1))
+            self.chosen.append(masks[0].double().mean().item())
 
     @staticmethod
-    def _cells(relevance: Tensor, owner: nn.Module, grid: tuple[int, int], real: Tensor | None) -> Tensor:
+    def _cells(relevance: Tensor, owner: nn.Module, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
         shape = tuple(-(-n // owner.cell_size) for n in grid)
-        return owner.selector(relevance.unflatten(1, grid), owner.cell_size, real).mask(shape)
+        return owner.selector(relevance.unflatten(1, grid), valid).mask(shape)
 
     def table(self) -> list[str]:
         """The figures as lines of Markdown."""

@@ -9,21 +9,21 @@ they are.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ...errors import UserError, nearest
+from ...errors import UserError
 from ...ops.common import is_traced, no_autocast
 from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
-from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, run_block
+from ..layers.cells import Tiling, attend_and_write_back
+from ..layers.checkpointing import run
+from ..layers.hierarchical_attention import HierarchicalBlock
 from ..layers.padding import content_size, is_inside, resample_positions
-from ..layers.relevance import ESTIMATES, Estimate
-from ..layers.token_selection import CellGrid, TokenSelector
+from ..layers.selection import Relevance, TokenSelector
 from .base_backbone import BaseBackbone
 
 
@@ -54,7 +54,7 @@ class FlexViT(BaseBackbone):
         relevance: What makes a low-resolution token relevant: ``'contrast'``, that its attention differs from that of
             its neighbours, or ``'received'``, the attention it receives, as in the paper. Default: ``'contrast'``.
         select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
-            :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
+            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Default: ``'topk'``.
         select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.25.
         select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
         cell_size: Side of a cell in low-resolution tokens. Default: 2.
@@ -72,7 +72,7 @@ class FlexViT(BaseBackbone):
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
-    bound_to_size = 'the cells of the map (`CellGrid`) and the number of those that are selected (`topk`)'
+    bound_to_size = 'the cells of the map (`Tiling`) and the number of those that are selected (`topk`)'
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
@@ -132,12 +132,6 @@ class FlexViT(BaseBackbone):
         self.patch_size = patch_size
         self.zoom = zoom
         self.num_plain_layers = num_plain_layers
-        if relevance not in ESTIMATES:
-            raise UserError(
-                f'FlexViT: `relevance` is {relevance!r}{nearest(relevance, ESTIMATES)}; set it to one of '
-                f'{tuple(ESTIMATES)}'
-            )
-        self.relevance = relevance
         self.low_only = num_plain_layers == depth and 0 not in self.out_indices
         self.cell_size = cell_size
         self.with_cp = with_cp
@@ -152,7 +146,8 @@ class FlexViT(BaseBackbone):
             HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
             for i in range(depth)
         )
-        self.selector = TokenSelector(select_mode, select_ratio, select_threshold)
+        self.relevance = Relevance(relevance)
+        self.selector = TokenSelector(select_mode, select_ratio, select_threshold, cell_size)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if 0 in self.out_indices:
             self.norm_high = nn.LayerNorm(dim, eps=1e-6)
@@ -195,27 +190,25 @@ class FlexViT(BaseBackbone):
         padded = tuple(-(-n // step) * step for n in x.shape[-2:])
         low_grid = tuple(n // (self.patch_size * self.zoom) for n in padded)
         high_grid = tuple(n * self.zoom for n in low_grid)
-        shown, real, real_cells = self.find_content(x, low_grid)
+        shown, valid, valid_cells = self.find_content(x, low_grid)
         x = F.pad(x, (0, padded[1] - x.shape[3], 0, padded[0] - x.shape[2]))
 
         low = self.embed(F.avg_pool2d(x, self.zoom), shown)  # (B, Hl, Wl, C)
         high = None if self.low_only else self.embed(x, None if shown is None else shown * self.zoom)
-        estimate = partial(ESTIMATES[self.relevance], grid=low_grid, real=real)
-        low, high, relevance = self.forward_plain(low.flatten(1, 2), high, low_grid, estimate)
+        low, high, q, k = self.forward_plain(low.flatten(1, 2), high, low_grid)  # low (B, N, C)
 
-        grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
-        cells = None if high is None else grid.split(high)  # (B, cells, t, C)
-        for i, block in enumerate(self.blocks[self.num_plain_layers :], self.num_plain_layers + 1):
-            selection = self.selector(relevance.unflatten(1, low_grid), self.cell_size, real, real_cells)
-            needed = estimate if i < len(self.blocks) else None  # nobody follows the selection of the last layer
-            low, cells, relevance = attend_and_write_back(
-                block, low, cells, selection, estimate=needed, with_cp=self.with_cp and self.training
+        tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
+        cells = None if high is None else tiling.split(high)  # (B, cells, t, C)
+        for block in self.blocks[self.num_plain_layers :]:
+            selection = self.selector(self.relevance(q, k, low_grid, valid), valid, valid_cells)
+            low, cells, q, k = attend_and_write_back(
+                block, low, cells, selection, with_cp=self.with_cp and self.training
             )
 
         low = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
         outs = []
         if 0 in self.out_indices:
-            high = self.norm_high(grid.join(cells)).permute(0, 3, 1, 2)
+            high = self.norm_high(tiling.join(cells)).permute(0, 3, 1, 2)
             upsampled = F.interpolate(low, high_grid, mode='bilinear')
             outs.append((high + upsampled)[:, :, : size[0], : size[1]].contiguous())
         if 1 in self.out_indices:
@@ -237,14 +230,14 @@ class FlexViT(BaseBackbone):
         """
         shown = -(-content_size(x) // (self.patch_size * self.zoom))
         cell_grid = tuple(n // self.cell_size for n in low_grid)
-        cells = -(-shown // self.cell_size)
+        shown_cells = -(-shown // self.cell_size)
         # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
         if not is_traced() and x.device.type != 'meta':
             if (shown == shown.new_tensor(low_grid)).all():
                 return None, None, None
-            if (cells == cells.new_tensor(cell_grid)).all():
+            if (shown_cells == shown_cells.new_tensor(cell_grid)).all():
                 return shown, is_inside(shown, low_grid), None
-        return shown, is_inside(shown, low_grid), is_inside(cells, cell_grid)
+        return shown, is_inside(shown, low_grid), is_inside(shown_cells, cell_grid)
 
     def embed(self, x: Tensor, shown: Tensor | None = None) -> Tensor:
         """Patches with their positions.
@@ -267,32 +260,30 @@ class FlexViT(BaseBackbone):
             return x + resample_positions(self.pos_embed[0].unflatten(0, (side, side)), shown, grid)
 
     def forward_plain(
-        self, low: Tensor, high: Tensor | None, grid: tuple[int, int], estimate: Estimate | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self, low: Tensor, high: Tensor | None, low_grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The layers before the first hierarchical one.
 
         Args:
             low: Low-resolution tokens, (B, N, C).
             high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
-            grid: Hl and Wl, rows and columns of the low-resolution tokens.
-            estimate: How to estimate the relevance of the low-resolution tokens, or None.
+            low_grid: Hl and Wl, rows and columns of the low-resolution tokens.
 
         Returns:
-            The same two, and the relevance (B, N) that makes the first selection, if it is asked for and there is one.
+            The same two, and queries and keys of the low-resolution tokens in the last layer, each (B, heads, N, d).
         """
         with_cp = self.with_cp and self.training
-        windows = relevance = None
+        windows = None
         if high is not None:
-            window_grid = CellGrid(tuple(high.shape[1:3]), grid)
-            windows = window_grid.split(high).flatten(0, 1)  # (B·zoom², N, C)
-        for i in range(self.num_plain_layers):
-            needed = estimate if self.num_plain_layers == i + 1 < len(self.blocks) else None
-            low, _, relevance = run_block(self.blocks[i], low, None, None, None, needed, with_cp=with_cp)
+            tiling = Tiling(tuple(high.shape[1:3]), low_grid)
+            windows = tiling.split(high).flatten(0, 1)  # (B·zoom², N, C)
+        for block in self.blocks[: self.num_plain_layers]:
+            low, _, q, k = run(block, low, with_cp=with_cp)
             if windows is not None:
-                windows, _, _ = run_block(self.blocks[i], windows, with_cp=with_cp)
+                windows, *_ = run(block, windows, with_cp=with_cp)
         if windows is not None:
-            high = window_grid.join(windows.unflatten(0, (low.shape[0], -1)))
-        return low, high, relevance
+            high = tiling.join(windows.unflatten(0, (low.shape[0], -1)))
+        return low, high, q, k
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of timm's ViT and DeiT made ours.

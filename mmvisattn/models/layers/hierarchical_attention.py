@@ -8,13 +8,10 @@ size of the high-resolution map.
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .norm import at_least_float32
-from .relevance import Estimate
-from .token_selection import Selection, gather_cells, write_cells
 from .transformer_block import init_linear
 
 
@@ -25,8 +22,7 @@ def hierarchical_attention(
     k_high: Tensor | None = None,
     v_high: Tensor | None = None,
     mask: Tensor | None = None,
-    need_map: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """``softmax(Q [K; K']ᵀ / √d) [V; V']`` with one softmax over both resolutions.
 
     Args:
@@ -37,20 +33,30 @@ def hierarchical_attention(
         v_high: Their values, (B, heads, M, d).
         mask: True where a query may look at a key, boolean, broadcast to (B, heads, Q, N + M). Every query must have
             a key to look at.
-        need_map: Compute step by step and return the attention map as well, instead of torch's fused attention.
 
     Returns:
-        The output (B, heads, Q, d), and the map (B, heads, Q, N + M) or None.
+        (B, heads, Q, d).
     """
-    if k_high is not None:
+    if k_high is not None and v_high is not None:
         k, v = torch.cat([k, k_high], 2), torch.cat([v, v_high], 2)
-    if not need_map:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
-    logits = at_least_float32((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attention_map(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``softmax(Q Kᵀ / √d)``, which fused attention does not give away.
+
+    Args:
+        q: Queries, (B, heads, Q, d).
+        k: Keys, (B, heads, N, d).
+        mask: True where a query may look at a key, boolean, broadcast to (B, heads, Q, N).
+
+    Returns:
+        (B, heads, Q, N), in float32 at least.
+    """
+    logits = at_least_float32((q * q.shape[-1] ** -0.5) @ k.mT)
     if mask is not None:
         logits = logits.masked_fill(~mask, float('-inf'))
-    attention = logits.softmax(-1).to(v.dtype)
-    return attention @ v, attention
+    return logits.softmax(-1)
 
 
 def axial_angles(grid: tuple[int, int], step: int, head_dim: int, device: torch.device) -> Tensor:
@@ -117,36 +123,29 @@ class HierarchicalAttention(nn.Module):
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
     def forward(
-        self,
-        x: Tensor,
-        num_low: int,
-        keep: Tensor | None = None,
-        angles: Tensor | None = None,
-        estimate: Estimate | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend, and tell where on the way.
+        self, x: Tensor, num_low: int, keep: Tensor | None = None, angles: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend, and give queries and keys away, by which the attention can be judged.
 
         Args:
             x: Tokens, (B, N + M, C): the low-resolution ones in raster order, then the high-resolution ones.
             num_low: N.
             keep: False for high-resolution tokens that nobody may look at, boolean, (B, M).
             angles: Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
-            estimate: How to estimate the relevance of the low-resolution tokens, or None.
 
         Returns:
-            The output (B, N + M, C), and the relevance (B, N) or None.
+            The output (B, N + M, C), and queries and keys of the low-resolution tokens, each (B, heads, N, d).
         """
         q, k, v = self.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
-        relevance = None if estimate is None else estimate(q, k)
-        k_high = v_high = mask = None
+        q_all, k_high, v_high, mask = q, None, None, None
         if self.kv_high is not None:  # even where nothing was selected, lest W' drop out of the graph
             high_angles = None if angles is None else angles[:, num_low:]
             q_high, k_high, v_high = self.project(x[:, num_low:], True, high_angles)
-            q = torch.cat([q, q_high], 2)
+            q_all = torch.cat([q, q_high], 2)
             if keep is not None:
                 mask = F.pad(keep, (num_low, 0), value=True)[:, None, None]  # (B, 1, 1, N + M)
-        x, _ = hierarchical_attention(q, k, v, k_high, v_high, mask)
-        return self.proj(x.transpose(1, 2).flatten(2)), relevance
+        x = hierarchical_attention(q_all, k, v, k_high, v_high, mask)
+        return self.proj(x.transpose(1, 2).flatten(2)), q, k
 
 
 class HierarchicalBlock(nn.Module):
@@ -188,85 +187,35 @@ class HierarchicalBlock(nn.Module):
         self.blending = alpha < 1
 
     def forward(
-        self,
-        low: Tensor,
-        high: Tensor | None = None,
-        keep: Tensor | None = None,
-        angles: Tensor | None = None,
-        estimate: Estimate | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Refine tokens of both resolutions; the arguments are those of :class:`HierarchicalAttention`.
+        self, low: Tensor, high: Tensor | None = None, keep: Tensor | None = None, angles: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Refine tokens of both resolutions; ``keep`` and ``angles`` are those of :class:`HierarchicalAttention`.
 
         Args:
             low: Low-resolution tokens, (B, N, C).
             high: Selected high-resolution tokens, (B, M, C), or None.
             keep: (B, M) or None.
             angles: (B or 1, N + M, d / 2) or None.
-            estimate: How to estimate the relevance of the low-resolution tokens, or None.
 
         Returns:
-            Low-resolution tokens (B, N, C), high-resolution tokens (B, M, C) or None, relevance (B, N) or None.
+            Low-resolution tokens (B, N, C), high-resolution tokens (B, M, C) or None, and queries and keys of the
+            low-resolution tokens, each (B, heads, N, d).
         """
         num_low = low.shape[1]
         blend = high is not None and self.training and self.blending
         # One tensor from here on: what is not attention is the same for both, and drop path skips both or neither.
         x = low if high is None else torch.cat([low, high], 1)
         normed = self.norm1(x)
-        y, relevance = self.attn(normed, num_low, keep, angles, estimate)
+        y, q, k = self.attn(normed, num_low, keep, angles)
         if blend:
-            plain, _ = self.attn(normed[:, :num_low], num_low, angles=None if angles is None else angles[:, :num_low])
+            plain, *_ = self.attn(normed[:, :num_low], num_low, angles=None if angles is None else angles[:, :num_low])
             y = self._scale_high(y, num_low)
             y = torch.cat([plain + self.alpha * (y[:, :num_low] - plain), y[:, num_low:]], 1)
         x = x + self.drop_path(y)
         del normed, y  # the memory is at its peak inside the MLP
         y = self.mlp(self.norm2(x))
         x = x + self.drop_path(self._scale_high(y, num_low) if blend else y)
-        return x[:, :num_low], None if high is None else x[:, num_low:], relevance
+        return x[:, :num_low], None if high is None else x[:, num_low:], q, k
 
     def _scale_high(self, y: Tensor, num_low: int) -> Tensor:
         return torch.cat([y[:, :num_low], self.alpha * y[:, num_low:]], 1)
-
-
-def run_block(block: HierarchicalBlock, *args, with_cp: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Apply a layer; ``with_cp`` trades memory for computing it a second time in the backward."""
-    if with_cp and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
-    return block(*args)
-
-
-def attend_and_write_back(
-    block: HierarchicalBlock,
-    low: Tensor,
-    cells: Tensor,
-    selection: Selection,
-    real: Tensor | None = None,
-    angles: tuple[Tensor, Tensor] | None = None,
-    estimate: Estimate | None = None,
-    with_cp: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
-
-    Args:
-        block: The layer.
-        low: Low-resolution tokens, (B, N, C).
-        cells: The high-resolution map by cell, (B, cells, t, C).
-        selection: The cells to take.
-        real: False for tokens of a cell that lie beyond the map, (cells, t); None if there are none.
-        angles: Rotary angles of the low-resolution tokens, (N, d / 2), and of the cells, (cells, t, d / 2), or None.
-        estimate: How to estimate the relevance of the low-resolution tokens, or None.
-        with_cp: Recompute the layer in the backward instead of keeping its activations.
-
-    Returns:
-        Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and the relevance (B, N) or None.
-    """
-    high = gather_cells(cells, selection.index)
-    keep = None
-    if selection.keep is not None:
-        keep = selection.keep.repeat_interleave(cells.shape[2], 1)  # (B, K*t)
-    if real is not None:
-        inside = real[selection.index].flatten(1)
-        keep = inside if keep is None else keep & inside
-    if angles is not None:
-        angles = torch.cat([angles[0].expand(low.shape[0], -1, -1), angles[1][selection.index].flatten(1, 2)], 1)
-    low, high, relevance = run_block(block, low, high, keep, angles, estimate, with_cp=with_cp)
-    return low, write_cells(cells, selection, high), relevance

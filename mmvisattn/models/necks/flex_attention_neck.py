@@ -1,7 +1,6 @@
 """FlexAttention between the levels of a feature pyramid."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
-from ..layers.hierarchical_attention import HierarchicalBlock, attend_and_write_back, axial_angles, run_block
-from ..layers.relevance import estimate_received_attention
-from ..layers.token_selection import CellGrid, TokenSelector
+from ..layers.cells import Tiling, attend_and_write_back
+from ..layers.checkpointing import run
+from ..layers.hierarchical_attention import HierarchicalBlock, axial_angles
+from ..layers.selection import Relevance, TokenSelector
 
 
 @MODELS.register_module()
@@ -38,7 +38,7 @@ class FlexAttentionNeck(BaseModule):
         num_heads: Number of heads. Default: 8.
         mlp_ratio: Width of the MLPs as a multiple of ``in_channels``. Default: 4.
         select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
-            :class:`~mmvisattn.models.layers.token_selection.TokenSelector`. Default: ``'topk'``.
+            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Default: ``'topk'``.
         select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.1.
         select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
         cell_size: Side of a cell in tokens of the coarse level. Default: 1.
@@ -97,7 +97,8 @@ class FlexAttentionNeck(BaseModule):
             HierarchicalBlock(in_channels, num_heads, mlp_ratio, drop_path_rate, high_res=i > 0)
             for i in range(num_layers + 1)
         )
-        self.selector = TokenSelector(select_mode, select_ratio, select_threshold)
+        self.relevance = Relevance('received')
+        self.selector = TokenSelector(select_mode, select_ratio, select_threshold, cell_size)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Refine two levels of a pyramid.
@@ -113,30 +114,28 @@ class FlexAttentionNeck(BaseModule):
         self.check_levels(inputs)
         low_map, high_map = inputs[self.low_level], inputs[self.high_level]
         low_grid, high_grid = tuple(low_map.shape[2:]), tuple(high_map.shape[2:])
-        grid = CellGrid(high_grid, (self.cell_size * self.zoom,) * 2)
+        tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
         device, with_cp = high_map.device, self.with_cp and self.training
 
         # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
         dtype = self.blocks[0].norm1.weight.dtype
         low = low_map.to(dtype).flatten(2).transpose(1, 2)  # (B, N, C)
-        cells = grid.split(high_map.to(dtype).permute(0, 2, 3, 1))  # (B, cells, t, C)
-        real = grid.real_tokens(device)
+        cells = tiling.split(high_map.to(dtype).permute(0, 2, 3, 1))  # (B, cells, t, C)
+        valid = tiling.valid_tokens(device)
         low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
-        estimate = partial(estimate_received_attention, grid=low_grid)
-        cell_angles = grid.split(axial_angles(high_grid, 1, self.head_dim, device)[None])[0]
+        cell_angles = tiling.split(axial_angles(high_grid, 1, self.head_dim, device)[None])[0]
 
-        low, _, relevance = run_block(self.blocks[0], low, None, None, low_angles, estimate, with_cp=with_cp)
-        for i, block in enumerate(self.blocks[1:], 2):
-            selection = self.selector(self.cover(relevance.unflatten(1, low_grid), high_grid), self.cell_size)
-            needed = estimate if i < len(self.blocks) else None  # nobody follows the selection of the last layer
-            low, cells, relevance = attend_and_write_back(
-                block, low, cells, selection, real, (low_angles, cell_angles), needed, with_cp
+        low, _, q, k = run(self.blocks[0], low, None, None, low_angles, with_cp=with_cp)
+        for block in self.blocks[1:]:
+            selection = self.selector(self.cover(self.relevance(q, k, low_grid), high_grid))
+            low, cells, q, k = attend_and_write_back(
+                block, low, cells, selection, valid, (low_angles, cell_angles), with_cp
             )
 
         outs = list(inputs)
         low = low.transpose(1, 2).unflatten(2, low_grid)
         outs[self.low_level] = low.to(low_map.dtype).contiguous()
-        outs[self.high_level] = grid.join(cells).permute(0, 3, 1, 2).to(high_map.dtype).contiguous()
+        outs[self.high_level] = tiling.join(cells).permute(0, 3, 1, 2).to(high_map.dtype).contiguous()
         return tuple(outs)
 
     def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:

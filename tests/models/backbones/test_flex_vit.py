@@ -1,9 +1,5 @@
-from functools import partial
-
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.relevance import estimate_attention_contrast
-from mmvisattn.models.layers.token_selection import upsample_cells
 
 import pytest
 import torch
@@ -12,6 +8,8 @@ from mmengine.registry import MODELS as ROOT
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.models.layers.flex_utils import upsample_cells
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 
@@ -98,10 +96,10 @@ def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions():
     network = build(num_plain_layers=1, select_ratio=1.0, out_indices=(0, 1), cell_size=1).eval()
     x = images(2, 64, 96)
     low, high = network.embed(F.avg_pool2d(x, 2)), network.embed(x)
-    low, high, _ = network.forward_plain(low.flatten(1, 2), high, (4, 6))
+    low, high, *_ = network.forward_plain(low.flatten(1, 2), high, (4, 6))
     high = high.flatten(1, 2)
     for block in network.blocks[1:]:
-        low, high, _ = block(low, high)
+        low, high, *_ = block(low, high)
     low = network.norm(low).transpose(1, 2).unflatten(2, (4, 6))
     high = network.norm_high(high).transpose(1, 2).unflatten(2, (8, 12))
     torch.testing.assert_close(network(x), (high + F.interpolate(low, (8, 12), mode='bilinear'), low))
@@ -112,10 +110,8 @@ def test_windows_of_the_plain_layers_are_encoded_like_images_of_their_own(zoom):
     network = build(num_plain_layers=2, zoom=zoom).eval()
     high = torch.randn(2, 3 * zoom, 4 * zoom, 24, dtype=torch.double)
     low = torch.randn(2, 12, 24, dtype=torch.double)
-    new_low, new_high, relevance = network.forward_plain(
-        low, high, (3, 4), partial(estimate_attention_contrast, grid=(3, 4))
-    )
-    assert relevance.shape == (2, 12)
+    new_low, new_high, q, k = network.forward_plain(low, high, (3, 4))
+    assert q.shape == k.shape == (2, 3, 12, 8)
     for row in range(zoom):
         for column in range(zoom):
             part = (slice(None), slice(3 * row, 3 * row + 3), slice(4 * column, 4 * column + 4))
@@ -133,7 +129,7 @@ def test_tokens_that_were_never_selected_stay_as_they_were_to_the_bit(mode):
     network.norm_high.register_forward_hook(lambda module, args, out: final.append(args[0]))
     chosen = torch.stack([selection.mask((6, 8)) for selection in selections(network, x)])
     assert len(chosen) == 3 and not torch.equal(chosen[0], chosen[-1])
-    _, high, _ = network.forward_plain(network.embed(F.avg_pool2d(x, 2)).flatten(1, 2), network.embed(x), (6, 8))
+    _, high, *_ = network.forward_plain(network.embed(F.avg_pool2d(x, 2)).flatten(1, 2), network.embed(x), (6, 8))
     touched = upsample_cells(chosen.any(0), (12, 16))
     assert 0 < touched.sum() < touched.numel()
     assert torch.equal(final[0][~touched], high[~touched])
@@ -217,11 +213,11 @@ def calls(network: FlexViT, x: torch.Tensor) -> list[tuple]:
 
 def test_padding_is_told_to_the_selection_where_there_is_any():
     network = build(cell_size=2, select_ratio=0.5)
-    assert calls(network, images(1, 64, 64))[0][2:] == (None, None)
-    _, _, real, cells = calls(network, images(1, 33, 64))[0]  # 5×8 patches; 3×4 low-resolution tokens, padded to 4×4
-    assert real[0].tolist() == [[True] * 4] * 3 + [[False] * 4] and cells is None  # each cell shows a part of it
-    _, _, real, cells = calls(network, F.pad(images(1, 33, 64), (0, 64, 0, 0)))[0]
-    assert real[0].tolist() == [[True] * 4 + [False] * 4] * 3 + [[False] * 8]
+    assert calls(network, images(1, 64, 64))[0][1:] == (None, None)
+    _, valid, cells = calls(network, images(1, 33, 64))[0]  # 5×8 patches; 3×4 low-resolution tokens, padded to 4×4
+    assert valid[0].tolist() == [[True] * 4] * 3 + [[False] * 4] and cells is None  # each cell shows a part of it
+    _, valid, cells = calls(network, F.pad(images(1, 33, 64), (0, 64, 0, 0)))[0]
+    assert valid[0].tolist() == [[True] * 4 + [False] * 4] * 3 + [[False] * 8]
     assert cells[0].tolist() == [[True] * 2 + [False] * 2] * 2
 
 

@@ -1,16 +1,13 @@
 import ast
-from functools import partial
 
 from mmvisattn.models.layers.hierarchical_attention import (
     HierarchicalAttention,
-    HierarchicalBlock,
-    attend_and_write_back,
+    attention_map,
     axial_angles,
     hierarchical_attention,
     rotate,
 )
-from mmvisattn.models.layers.relevance import estimate_attention_contrast, received_attention
-from mmvisattn.models.layers.token_selection import Selection, TokenSelector, upsample_cells
+from mmvisattn.models.layers.selection import TokenSelector, received_attention
 from mmvisattn.testing import load_golden_weights
 
 import numpy as np
@@ -19,9 +16,7 @@ import torch
 from torch import nn
 
 from tests.golden import load
-from tests.models.layers.test_token_selection import inside_letterbox
-
-ESTIMATE = partial(estimate_attention_contrast, grid=(3, 3))
+from tests.models.layers.flex_utils import build, choose_among_9x9, inside_letterbox, plainly, tokens, upsample_cells
 
 # Against the authors' implementation: what only a language model has stands here.
 
@@ -54,15 +49,12 @@ class LanguageLayer(nn.Module):
         v = self.heads(self.v_proj(hidden))
         mask = torch.ones(length, length, dtype=torch.bool).tril()
         if hd is None:
-            return hierarchical_attention(q, k, v, mask=mask, need_map=True)
+            return hierarchical_attention(q, k, v, mask=mask), attention_map(q, k, mask)
         k_high = self.heads(self.k_proj_hd(hd), ('image_cos', 'image_sin'))
         v_high = self.heads(self.v_proj_hd(hd))
         mask = torch.cat([mask[rows][None].expand(len(hd), -1, -1), mask_high], -1)[:, None]
         args = (q[:, :, rows], k, v, k_high, v_high, mask)
-        fused, _ = hierarchical_attention(*args)
-        eager, attention = hierarchical_attention(*args, need_map=True)
-        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-6)
-        return fused, attention
+        return hierarchical_attention(*args), attention_map(q[:, :, rows], torch.cat([k, k_high], 2), mask)
 
     def project_out(self, x: torch.Tensor) -> torch.Tensor:
         return self.o_proj(x.transpose(1, 2).flatten(2))
@@ -73,7 +65,7 @@ class LanguageLayer(nn.Module):
         chosen = attention[image, :, rows, begin:end].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, 36)
         selector = TokenSelector('threshold', threshold=float(self.golden['threshold']))
         relevance = received_attention(chosen).unflatten(1, (6, 6))
-        cells = selector(relevance, (9, 9), inside_letterbox(size, 6)).mask((9, 9))
+        cells = choose_among_9x9(selector, relevance, inside_letterbox(size, 6))
         return upsample_cells(cells, (18, 18)).flatten(1)
 
 
@@ -152,38 +144,10 @@ def test_golden_layer_in_training(layer, step):
 # Against the formula, written out plainly.
 
 
-def build(high_res: bool = True, seed: int = 0, **kwargs) -> HierarchicalBlock:
-    """A block in float64 whose projections are large enough to make attention sharp, and W' other than W."""
-    torch.manual_seed(seed)
-    block = HierarchicalBlock(24, 3, 2.0, high_res=high_res, **kwargs).double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return block
-
-
-def tokens(batch: int, length: int, requires_grad: bool = False) -> torch.Tensor:
-    return torch.randn(batch, length, 24, dtype=torch.double, requires_grad=requires_grad)
-
-
-def plainly(attn: HierarchicalAttention, x: torch.Tensor, num_low: int) -> torch.Tensor:
-    """Y = softmax(Q [X W_K; S W'_K]ᵀ / √d) [X W_V; S W'_V] of one image, head by head."""
-    low, high = x[:num_low], x[num_low:]
-    q, k, v = (
-        x @ attn.qkv.weight[:24].T + attn.qkv.bias[:24],
-        *(low @ attn.qkv.weight[24:].T + attn.qkv.bias[24:]).chunk(2, 1),
-    )
-    if attn.kv_high is not None:
-        k_high, v_high = (high @ attn.kv_high.weight.T + attn.kv_high.bias).chunk(2, 1)
-        k, v = torch.cat([k, k_high]), torch.cat([v, v_high])
-    heads = zip(q.split(8, 1), k.split(8, 1), v.split(8, 1))
-    out = torch.cat([(q @ k.T / 8**0.5).softmax(-1) @ v for q, k, v in heads], 1)
-    return out @ attn.proj.weight.T + attn.proj.bias
-
-
 def test_attention_equals_the_formula():
     attn, x = build().attn, tokens(2, 13)
-    out, relevance = attn(x, 8)
-    assert relevance is None
+    out, q, k = attn(x, 8)
+    assert q.shape == k.shape == (2, 3, 8, 8)  # of the low-resolution tokens alone
     torch.testing.assert_close(out, torch.stack([plainly(attn, image, 8) for image in x]))
     attn = build(high_res=False).attn
     torch.testing.assert_close(attn(x, 13)[0], torch.stack([plainly(attn, image, 13) for image in x]))
@@ -192,22 +156,21 @@ def test_attention_equals_the_formula():
 def test_ragged_selections_equal_each_image_alone():
     attn, x = build().attn, tokens(3, 13)
     keep = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
-    out, _ = attn(x, 8, keep)
+    out, *_ = attn(x, 8, keep)
     for image in range(3):
         kept = torch.cat([torch.ones(8, dtype=torch.bool), keep[image]])
         torch.testing.assert_close(out[image, kept], plainly(attn, x[image, kept], 8))
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_fused_and_eager_attention_agree(masked):
+def test_attention_is_its_map_times_the_values(masked):
     q, k, v, k_high, v_high = (torch.randn(2, 3, n, 8, dtype=torch.double) for n in (7, 7, 7, 5, 5))
     mask = torch.rand(2, 1, 7, 12) > 0.4 if masked else None
     if masked:
         mask[..., 0] = True
-    fused, nothing = hierarchical_attention(q, k, v, k_high, v_high, mask)
-    eager, attention = hierarchical_attention(q, k, v, k_high, v_high, mask, need_map=True)
-    assert nothing is None
-    torch.testing.assert_close(fused, eager)
+    attention = attention_map(q, torch.cat([k, k_high], 2), mask)
+    out = hierarchical_attention(q, k, v, k_high, v_high, mask)
+    torch.testing.assert_close(out, attention @ torch.cat([v, v_high], 2))
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 3, 7, dtype=torch.double))
     assert not masked or not attention.masked_select(~mask).any()
 
@@ -216,70 +179,8 @@ def test_high_resolution_projections_start_as_copies():
     attn = HierarchicalAttention(24, 3)
     x = torch.randn(2, 13, 24)
     q, k, v = attn.qkv(x).unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(attn(x, 8)[0], attn.proj(hierarchical_attention(q, k, v)[0].transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(attn(x, 8)[0], attn.proj(hierarchical_attention(q, k, v).transpose(1, 2).flatten(2)))
     assert attn.kv_high.weight.data_ptr() != attn.qkv.weight.data_ptr()
-
-
-def cells_and(index: torch.Tensor, keep=None, requires_grad: bool = False):
-    """A map of 6 cells of 4 tokens for each of 2 images, and a selection of them."""
-    return torch.randn(2, 6, 4, 24, dtype=torch.double, requires_grad=requires_grad), Selection(index, keep)
-
-
-def test_all_cells_selected_is_attention_over_everything():
-    block, low = build(), tokens(2, 9)
-    cells, selection = cells_and(torch.stack([torch.randperm(6), torch.randperm(6)]))
-    new_low, new_cells, _ = attend_and_write_back(block, low, cells, selection)
-    x = torch.cat([low, cells.flatten(1, 2)], 1)
-    x = x + torch.stack([plainly(block.attn, image, 9) for image in block.norm1(x)])
-    x = x + block.mlp(block.norm2(x))
-    torch.testing.assert_close(torch.cat([new_low, new_cells.flatten(1, 2)], 1), x)
-
-
-def test_no_cell_selected_is_plain_attention():
-    block, plain, low = build(), build(high_res=False), tokens(2, 9)
-    plain.load_state_dict({key: value for key, value in block.state_dict().items() if 'kv_high' not in key})
-    cells, selection = cells_and(torch.empty(2, 0, dtype=torch.long))
-    new_low, new_cells, _ = attend_and_write_back(block, low, cells, selection)
-    torch.testing.assert_close(new_low, plain(low)[0])
-    assert torch.equal(new_cells, cells)
-    new_low.sum().backward()
-    assert block.attn.kv_high.weight.grad is not None  # an unused parameter would stop distributed training
-
-
-@pytest.mark.parametrize('keep', [None, torch.tensor([[True, False], [True, True]])])
-def test_only_selected_cells_change(keep):
-    block, low = build(), tokens(2, 9)
-    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]), keep)
-    _, new_cells, _ = attend_and_write_back(block, low, cells, selection)
-    chosen = selection.mask((1, 6))[:, 0]
-    assert torch.equal(new_cells[~chosen], cells[~chosen])
-    assert (new_cells[chosen] != cells[chosen]).all()
-
-
-def test_tokens_beyond_the_map_have_no_influence():
-    block, low = build(), tokens(2, 9)
-    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]))
-    real = torch.ones(6, 4, dtype=torch.bool)
-    real[1, 2:] = real[2, 1] = False
-    outs = []
-    for filling in (0.0, 7.0):
-        filled = torch.where(real[..., None], cells, filling)
-        new_low, new_cells, _ = attend_and_write_back(block, low, filled, selection, real)
-        outs.append((new_low, new_cells[:, real]))
-    torch.testing.assert_close(*outs, rtol=0, atol=1e-14)
-
-
-def test_gradients_reach_what_they_should():
-    block, low = build(), tokens(2, 9, requires_grad=True)
-    cells, selection = cells_and(torch.tensor([[4, 1], [0, 2]]), requires_grad=True)
-    new_low, new_cells, relevance = attend_and_write_back(block, low, cells, selection, estimate=ESTIMATE)
-    assert not relevance.requires_grad
-    # through the low-resolution tokens alone, and through those written back alone
-    for out in (new_low, new_cells[selection.mask((1, 6))[:, 0]]):
-        grads = torch.autograd.grad(out.square().sum(), [cells, low, *block.parameters()], retain_graph=True)
-        assert all(grad.abs().max() > 0 for grad in grads)
-    unselected = torch.autograd.grad(new_low.square().sum(), cells)[0][~selection.mask((1, 6))[:, 0]]
-    assert not unselected.any()
 
 
 # Warm start.
@@ -288,10 +189,10 @@ def test_gradients_reach_what_they_should():
 def test_alpha_blends_the_plain_path_into_the_hierarchical_one():
     block, low = build().train(), tokens(2, 9)
     high = tokens(2, 8)
-    full_low, full_high, _ = block(low, high)
+    full_low, full_high, *_ = block(low, high)
 
     block.set_alpha(0.0)
-    plain_low, plain_high, _ = block(low, high)
+    plain_low, plain_high, *_ = block(low, high)
     plain = build(high_res=False)
     plain.load_state_dict({key: value for key, value in block.state_dict().items() if 'kv_high' not in key})
     torch.testing.assert_close(plain_low, plain(low)[0])
@@ -305,7 +206,7 @@ def test_alpha_blends_the_plain_path_into_the_hierarchical_one():
     expected = x[0] + mixed
     out = block.mlp(block.norm2(expected))
     out[9:] *= 0.25
-    blended_low, blended_high, _ = block(low, high)
+    blended_low, blended_high, *_ = block(low, high)
     torch.testing.assert_close(torch.cat([blended_low, blended_high], 1)[0], expected + out)
 
     torch.testing.assert_close(block.eval()(low, high)[:2], (full_low, full_high))
@@ -316,7 +217,7 @@ def test_alpha_blends_the_plain_path_into_the_hierarchical_one():
 
 def test_drop_path_skips_both_resolutions_of_an_image_together():
     block, low, high = build(drop_path_rate=0.5).train(), tokens(64, 4), tokens(64, 4)
-    new_low, new_high, _ = block(low, high)
+    new_low, new_high, *_ = block(low, high)
     skipped = (new_low == low).flatten(1).all(1)
     assert 0 < skipped.sum() < 64
     assert torch.equal(skipped, (new_high == high).flatten(1).all(1))
@@ -343,6 +244,6 @@ def test_half_precision_stays_near_full():
     block, low, high = build().float(), tokens(1, 9).float(), tokens(1, 8).float()
     expected = torch.cat(block(low, high)[:2], 1)
     with torch.autocast('cpu', torch.bfloat16):
-        out, _, relevance = block(low, high, estimate=ESTIMATE)
-    assert relevance.dtype == torch.float32
+        out, _, q, k = block(low, high)
+    assert q.dtype == torch.bfloat16 and attention_map(q, k).dtype == torch.float32
     assert (out.float() - expected[:, :9]).abs().mean() < 0.05 * expected.abs().mean()

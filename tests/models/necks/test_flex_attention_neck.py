@@ -2,8 +2,8 @@ import copy
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FCViT
+from mmvisattn.models.layers.cells import Tiling
 from mmvisattn.models.layers.hierarchical_attention import axial_angles
-from mmvisattn.models.layers.token_selection import CellGrid, upsample_cells
 from mmvisattn.models.necks import FlexAttentionNeck
 
 import pytest
@@ -13,6 +13,8 @@ from mmdet.models.necks import FPN
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
+
+from tests.models.layers.flex_utils import upsample_cells
 
 
 def build(seed: int = 0, in_channels: int = 24, num_heads: int = 3, **kwargs) -> FlexAttentionNeck:
@@ -54,9 +56,9 @@ def test_all_selected_equals_attention_over_all_tokens_of_both_levels():
     low, high = (inputs[i].flatten(2).transpose(1, 2) for i in (2, 1))
     low_angles = axial_angles((5, 7), 2, 8, low.device).flatten(0, 1)[None]
     high_angles = axial_angles((9, 14), 1, 8, low.device).flatten(0, 1)[None]
-    low, _, _ = neck.blocks[0](low, angles=low_angles)
+    low, *_ = neck.blocks[0](low, angles=low_angles)
     for block in neck.blocks[1:]:
-        low, high, _ = block(low, high, angles=torch.cat([low_angles, high_angles], 1))
+        low, high, *_ = block(low, high, angles=torch.cat([low_angles, high_angles], 1))
     torch.testing.assert_close(outs[2], low.transpose(1, 2).unflatten(2, (5, 7)))
     torch.testing.assert_close(outs[1], high.transpose(1, 2).unflatten(2, (9, 14)))
 
@@ -151,10 +153,10 @@ def test_mixed_precision_keeps_the_residual_stream_in_float32():
 def test_each_selected_cell_holds_a_part_of_the_map(mode, size):
     neck = build(select_mode=mode, select_threshold=0, select_ratio=1.0, cell_size=2)
     inputs = pyramid(*size)
-    real = CellGrid(tuple(inputs[1].shape[2:]), (8, 8)).real_tokens(inputs[1].device)
+    valid = Tiling(tuple(inputs[1].shape[2:]), (8, 8)).valid_tokens(inputs[1].device)
     for selection in selections(neck, inputs):
         chosen = selection.mask((1, selection.index.max() + 1)).flatten(1)
-        assert chosen.any() and real[chosen.nonzero()[:, 1]].any(1).all()
+        assert chosen.any() and valid[chosen.nonzero()[:, 1]].any(1).all()
 
 
 def test_topk_exports():

@@ -1,0 +1,23 @@
+"""Gradient checkpointing."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def run(module: nn.Module, *args: Any, with_cp: bool) -> Any:
+    """Apply a module; ``with_cp`` trades memory for computing it a second time in the backward.
+
+    Args:
+        module: What to apply.
+        *args: Its inputs.
+        with_cp: Keep the inputs alone for the backward, and not the activations.
+
+    Returns:
+        What the module returns.
+    """
+    if with_cp and torch.is_grad_enabled():
+        return checkpoint(module, *args, use_reentrant=False)
+    return module(*args)
