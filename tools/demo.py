@@ -1,19 +1,24 @@
-"""Train, test and show FCViT on generated scenes: Mask R-CNN for detection, Semantic FPN for segmentation.
+"""Train, test and show FCViT on generated scenes: Semantic FPN for segmentation, Mask R-CNN for detection.
 
-Each step is a command of this repository and is printed before it runs. What is finished is kept: a second run goes on
-where the first one stopped.
+Each step is a command of this repository; the commands and what they print go to a log. What is finished is kept: a
+second run goes on where the first one stopped.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, of which `tools` is a package
 
@@ -24,14 +29,48 @@ BATCH_SIZE = 8
 PROCESSES = 1 if torch.cuda.is_available() or os.cpu_count() == 1 else 2
 # glibc hands large blocks back to the system when they are freed; every step would fetch the same pages anew.
 KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': '1000000000', 'MALLOC_TRIM_THRESHOLD_': '1000000000'}
-# Name in the table, config, and the metrics of the test with their names in the table. The segmentor learns from every
-# pixel, so backbone and pyramid of the detector start from its weights.
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training and its test.
+
+    Args:
+        name: Name in the table.
+        config: Config file.
+        length: How long it trains, shorter than the config has it.
+        length_options: Where a config has it.
+        seconds: What the training takes; see :data:`SCENES_SECONDS`.
+        metrics: The metrics of the test, and what they are called in the table.
+    """
+
+    name: str
+    config: str
+    length: int
+    length_options: tuple[str, ...]
+    seconds: int
+    metrics: dict[str, str]
+
+
+# Seconds on two cores of an AMD EPYC, 2026-11-26. Their proportion tells the time left.
+SCENES_SECONDS, TEST_SECONDS = 20, 15
+# The segmentor learns from every pixel, so backbone and pyramid of the detector start from its weights.
 TASKS = [
-    ('Semantic FPN, FCViT', 'configs/mini/fcvit-mini_fpn_ade20k.py', {'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'}),
-    (
+    Task(
+        'Semantic FPN, FCViT',
+        'configs/mini/fcvit-mini_fpn_ade20k.py',
+        length=300,
+        length_options=('train_cfg.max_iters', 'param_scheduler.1.end'),
+        seconds=60,
+        metrics={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
+    ),
+    Task(
         'Mask R-CNN, FCViT',
         'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py',
-        {
+        length=3,
+        length_options=('train_cfg.max_epochs', 'param_scheduler.1.T_max', 'param_scheduler.1.end'),
+        seconds=120,
+        metrics={
             'coco/bbox_mAP_50': 'box AP50',
             'coco/segm_mAP_50': 'mask AP50',
             'coco/bbox_mAP': 'box AP',
@@ -48,14 +87,66 @@ def plan(work_dir: Path, seed: int) -> list[Test]:
         work_dir: Folder that gets one for each task.
         seed: Seed of the trainings.
     """
-    options = [f'randomness.seed={seed}', f'train_dataloader.batch_size={BATCH_SIZE // PROCESSES}']
+    options = [
+        *(f'randomness.seed={seed}', f'train_dataloader.batch_size={BATCH_SIZE // PROCESSES}'),
+        'default_hooks.logger.interval=10',  # which tells the time left
+        'train_cfg.val_interval=1000000',  # never: the test comes after it
+    ]
     tests: list[Test] = []
-    for name, config, metrics in TASKS:
-        folder = work_dir / Path(config).stem
+    for task in TASKS:
+        folder = work_dir / Path(task.config).stem
         before = tests[-1].start if tests else None
-        training = Training(name, config, options, folder, start=before, processes=PROCESSES)
-        tests.append(Test(name, config, options, folder / 'test', metrics, training, pictures=folder / 'pictures'))
+        length = [f'{option}={task.length}' for option in task.length_options]
+        training = Training(task.name, task.config, [*options, *length], folder, start=before, processes=PROCESSES)
+        test_folder, pictures = folder / 'test', folder / 'pictures'
+        tests.append(Test(task.name, task.config, options, test_folder, task.metrics, training, pictures=pictures))
     return tests
+
+
+class Progress:
+    """One line with what is running, how much is done and the time left; the outputs of the steps go to a log.
+
+    Args:
+        seconds: What all the steps take together.
+        log: The log.
+    """
+
+    def __init__(self, seconds: float, log: Path) -> None:
+        self.log = log
+        self.done = 0.0
+        # Where lines cannot be overwritten, as in a file, one in half a minute.
+        self.bar = tqdm(
+            total=seconds,
+            bar_format='{desc:<28}{percentage:3.0f} % |{bar:24}| {elapsed} gone, {remaining} left',
+            smoothing=0,
+            miniters=0,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def run(self, name: str, seconds: float, step: Callable[..., None]) -> None:
+        """Run a step.
+
+        Args:
+            name: What to call it.
+            seconds: What it takes.
+            step: Called with keywords for :func:`run_script`.
+        """
+        start = time.monotonic()
+        self.bar.set_description(name)
+
+        def watch(text: str) -> None:
+            left = re.findall(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', text)  # as mmengine has it
+            if left:
+                days, hours, minutes, rest = (int(number or 0) for number in left[-1])
+                gone = time.monotonic() - start
+                share = gone / (gone + ((days * 24 + hours) * 60 + minutes) * 60 + rest)
+                self.bar.n = max(self.bar.n, self.done + share * seconds)
+            self.bar.update(0)
+
+        step(log=self.log, watch=watch, **KEEP_MEMORY)
+        self.done += seconds
+        self.bar.n = self.done
+        self.bar.update(0)
 
 
 def draw_sheet(folders: list[Path], path: Path, columns: int = 3, rows: int = 2) -> None:
@@ -79,6 +170,25 @@ def draw_sheet(folders: list[Path], path: Path, columns: int = 3, rows: int = 2)
     cv2.imwrite(str(path), np.vstack(lines))
 
 
+def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
+    """Draw the scenes, train and test, and lay out pictures as soon as there are some.
+
+    Args:
+        tests: The tests, one a task, with their trainings.
+        progress: Tells how far it is.
+        sheet: Where the sheet of pictures goes.
+    """
+    make_scenes = partial(run_script, 'tools/data/make_mini.py', 'data/mini')
+    progress.run('drawing scenes', SCENES_SECONDS, make_scenes)
+    for number, (task, test) in enumerate(zip(TASKS, tests), 1):
+        if not test.start.result_file.exists():
+            progress.run(f'training {task.name}', task.seconds, test.start.run)
+        if not test.result_file.exists():
+            progress.run(f'testing {task.name}', TEST_SECONDS, test.run)
+        draw_sheet([test.pictures for test in tests[:number]], sheet)
+        progress.bar.write(f'{task.name}: pictures of truth and prediction in {sheet}', file=sys.stderr)
+
+
 def main() -> None:
     """Run the demo and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,25 +198,31 @@ def main() -> None:
 
     start = time.monotonic()
     work_dir = (ROOT / args.work_dir).resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    log, sheet = work_dir / 'log.txt', work_dir / 'predictions.jpg'
+    print(f'commands and their outputs: {log}', flush=True)
     tests = plan(work_dir, args.seed)
+    to_train = sum(task.seconds for task, test in zip(TASKS, tests) if not test.start.result_file.exists())
+    to_test = TEST_SECONDS * sum(not test.result_file.exists() for test in tests)
+    progress = Progress(SCENES_SECONDS + to_train + to_test, log)
     try:
-        run_script('tools/data/make_mini.py', 'data/mini')
-        for test in tests:
-            test.start.run(**KEEP_MEMORY)
-            test.run(**KEEP_MEMORY)
+        run_all(tests, progress, sheet)
     except KeyboardInterrupt:
+        progress.bar.close()
         sys.exit('\nstopped; the same command goes on from the last checkpoint')
     except subprocess.CalledProcessError as error:
+        progress.bar.close()
+        lines = log.read_text(errors='replace').splitlines()[-20:] if log.exists() else []
+        print(*lines, f'\nstatus {error.returncode}; all of it in {log}', sep='\n', file=sys.stderr)
         sys.exit(error.returncode)
-    sheet, folders = work_dir / 'predictions.jpg', [test.pictures for test in tests]
-    draw_sheet(folders, sheet)
+    progress.bar.close()
 
     print(f'\nOn the validation scenes (seed {args.seed}):')
     for test in tests:
         for label, share in test.shares:
             print(f'  {test.name:<22}{label:<16}{share:.3f}')
     print('\nPictures (truth on the left, prediction on the right):')
-    for path in [sheet, *folders]:
+    for path in [sheet, *(test.pictures for test in tests)]:
         print(f'  {path}')
     print(f'\n{(time.monotonic() - start) / 60:.1f} minutes')
 

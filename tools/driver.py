@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,30 +15,51 @@ ROOT = Path(__file__).resolve().parents[1]
 PER_CENT = {'aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'}
 
 
-def run_script(*words: str | Path, log: Path | None = None, **env: str) -> None:
-    """Print and run a script of this repository.
+def run_script(
+    *words: str | Path, log: Path | None = None, watch: Callable[[str], None] | None = None, **env: str
+) -> None:
+    """Run a script of this repository, and print it first.
 
     Args:
         words: The script and its arguments.
         log: File that its output is added to, instead of being shown.
+        watch: Is given what comes in at the log, twice a second; the command is then written there as well, instead of
+            being printed.
         env: Variables of its environment.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
     command = [sys.executable, *map(str, words)]
-    print(f'\n$ python {shlex.join(command[1:])}', flush=True)
-    output = log.open('a') if log else None
-    streams = dict(stdout=output, stderr=subprocess.STDOUT) if output else {}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **streams)
+    shown = f'\n$ python {shlex.join(command[1:])}'
+    if log is None or watch is None:
+        print(shown, flush=True)
+    if log is None:
+        _wait(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}), command)
+        return
+    with log.open('a') as output, log.open() as new:
+        if watch:
+            print(shown, file=output, flush=True)
+        new.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT
+        )
+        _wait(process, command, (lambda: watch(new.read())) if watch else None)
+
+
+def _wait(process: subprocess.Popen, command: list[str], tick: Callable[[], None] | None = None) -> None:
+    status = None
     try:
-        status = process.wait()
+        while status is None:
+            try:
+                status = process.wait(0.5 if tick else None)
+            except subprocess.TimeoutExpired:
+                pass
+            if tick:
+                tick()
     except KeyboardInterrupt:
         process.wait()  # Ctrl-C reaches it too; it has the word first
         raise
-    finally:
-        if output:
-            output.close()
     if status:
         raise subprocess.CalledProcessError(status, command)
 
@@ -105,7 +126,7 @@ class Training:
             options.append(f'load_from={self.start.checkpoint}')
         return [*words, '--cfg-options', *options]
 
-    def run(self, log: Path | None = None, **env: str) -> None:
+    def run(self, log: Path | None = None, watch: Callable[[str], None] | None = None, **env: str) -> None:
         """Do it and write down the figures, unless an earlier run did; the arguments are those of :func:`run_script`.
 
         Raises:
@@ -115,7 +136,7 @@ class Training:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        run_script(*self.command(), log=log, **env)
+        run_script(*self.command(), log=log, watch=watch, **env)
         minutes = (time.monotonic() - start) / 60
         self.result_file.write_text(json.dumps({'minutes': minutes, **(self.read_figures() if self.metrics else {})}))
 

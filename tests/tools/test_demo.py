@@ -19,7 +19,7 @@ def commands(monkeypatch):
     """The commands that are run; a training is stopped after its first checkpoint, another one ends."""
     recorded = []
 
-    def run(*words, log=None, **env):
+    def run(*words, log=None, watch=None, **env):
         recorded.append(words)
         folder = Path(words[words.index('--work-dir') + 1])
         if 'tools/train.py' in words:
@@ -48,6 +48,7 @@ def test_goes_on_where_it_stopped(commands, tmp_path):
     assert '--resume' in words and 'tools/test.py' in test_words and test.start.checkpoint in test_words
     size = next(word for word in words if word.startswith('train_dataloader.batch_size='))
     assert int(size.split('=')[1]) * demo.PROCESSES == 8
+    assert 'train_cfg.max_iters=300' in words and 'train_cfg.max_epochs=3' in after.start.command()
     assert ('torch.distributed.run' in words) == (demo.PROCESSES > 1)
 
     test.start.run()
@@ -74,15 +75,15 @@ def test_per_cent_are_the_metrics_of_mmseg():
     assert set(measured) == driver.PER_CENT and measured['aAcc'] > 1
 
 
-def test_interrupt_ends_with_a_line_that_says_how_to_go_on():
+def test_interrupt_ends_with_a_line_that_says_how_to_go_on(tmp_path):
     script = (
         'from unittest import mock; from tools import demo, driver; '
         "wait = ('-c', 'import time; print(1, flush=True); time.sleep(60)'); "
-        "mock.patch.object(demo, 'run_script', lambda *words: driver.run_script(*wait)).start(); "
+        "mock.patch.object(demo, 'run_script', lambda *words, **kwargs: driver.run_script(*wait)).start(); "
         'demo.main()'
     )
     process = subprocess.Popen(
-        [sys.executable, '-c', script],
+        [sys.executable, '-c', script, '--work-dir', str(tmp_path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,12 +99,38 @@ def test_interrupt_ends_with_a_line_that_says_how_to_go_on():
     assert errors.endswith('stopped; the same command goes on from the last checkpoint\n')
 
 
-def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch, tmp_path):
-    def fail(*words):
-        raise subprocess.CalledProcessError(3, words)
-
-    monkeypatch.setattr(demo, 'run_script', fail)
+def test_a_step_that_fails_ends_the_demo_with_its_status_and_its_last_lines(monkeypatch, tmp_path, capsys):
+    failing = ('-c', 'import sys; print("first " * 9); print(*range(100), sep=chr(10)); print("why"); sys.exit(3)')
+    monkeypatch.setattr(demo, 'run_script', lambda *words, **kwargs: driver.run_script(*failing, **kwargs))
     monkeypatch.setattr(sys, 'argv', ['demo.py', '--work-dir', str(tmp_path)])
     with pytest.raises(SystemExit) as exit_info:
         demo.main()
     assert exit_info.value.code == 3
+    told = capsys.readouterr().err
+    assert 'why\n' in told and 'first' not in told and f'all of it in {tmp_path / "log.txt"}' in told
+
+
+def test_the_line_tells_the_time_left_as_mmengine_does(tmp_path, monkeypatch, capsys):
+    progress = demo.Progress(100, tmp_path / 'log.txt')
+    lines = 'Iter(train) [ 50/300]  eta: 1 day, 0:00:00  loss: 1\nIter(train) [100/300]  eta: 0:01:00  loss: 1\n'
+    clock = iter([1000.0, 1030.0, 1030.0])
+    monkeypatch.setattr(demo.time, 'monotonic', lambda: next(clock))
+
+    def step(log, watch, **env):
+        watch('no such thing here')
+        watch(lines)
+        assert progress.bar.n == pytest.approx(60 * 30 / (30 + 60))
+
+    progress.run('training', 60, step)
+    assert progress.bar.n == progress.done == 60
+    progress.bar.refresh()
+    assert 'training' in capsys.readouterr().err
+
+
+def test_watched_outputs_go_to_the_log_with_their_command(tmp_path, capsys):
+    seen, log = [], tmp_path / 'log.txt'
+    log.write_text('before\n')
+    driver.run_script('-c', 'print(11 * 11)', log=log, watch=seen.append)
+    assert ''.join(seen).split() == ['121']
+    assert log.read_text().splitlines()[0] == 'before' and '121' in log.read_text()
+    assert "$ python -c 'print(11 * 11)'" in log.read_text() and not capsys.readouterr().out
