@@ -3,7 +3,6 @@
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
@@ -16,6 +15,7 @@ from ...errors import UserError, nearest
 from ...registry import type_name
 from ..checks import check_numbers
 from ..export import is_open
+from ..layers import checkpointing
 
 
 class BaseBackbone(BaseModule, metaclass=ABCMeta):
@@ -205,8 +205,5 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
     for block in blocks:
-        if with_cp and torch.is_grad_enabled():
-            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
+        x = checkpointing.run(block, x, with_cp=with_cp)
     return x
