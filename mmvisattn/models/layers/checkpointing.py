@@ -1,20 +1,23 @@
-"""Gradient checkpointing: memory traded for computing a module a second time in the backward."""
+"""Gradient checkpointing."""
 
-from torch import Tensor, is_grad_enabled, nn
+from typing import Any
+
+import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run(module: nn.Module, *args: object, with_cp: bool) -> Tensor | tuple[Tensor | None, ...]:
-    """``module(*args)``, whose activations are not kept but computed again where a gradient needs them.
+def run(module: nn.Module, *args: Any, with_cp: bool) -> Any:
+    """Apply a module; ``with_cp`` trades memory for computing it a second time in the backward.
 
     Args:
-        module: What to call.
-        *args: Its arguments.
-        with_cp: Do so; otherwise, or where no gradient is recorded, this is a plain call.
+        module: What to apply.
+        *args: Its inputs.
+        with_cp: Keep the inputs alone for the backward, and not the activations.
 
     Returns:
         What the module returns.
     """
-    if with_cp and is_grad_enabled():
+    if with_cp and torch.is_grad_enabled():
         return checkpoint(module, *args, use_reentrant=False)
     return module(*args)
