@@ -93,7 +93,7 @@ class DefocusViT(SequenceTransformer):
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        self.causal, self.filter = causal, dict(decay=decay, rotation=rotation)  # what the mixers are built of
+        self.causal, self.filter = causal, dict(decay=decay, rotation=rotation)  # read by build_mixer
         super().__init__(
             arch=arch,
             token_order=token_order,

@@ -17,13 +17,13 @@ class SequenceTransformer(SequenceBackbone):
     Args:
         arch: A name in ``arch_settings``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks), ``num_heads``
             and ``mlp_ratio``.
-        token_order: See :class:`SequenceBackbone`, as all that follow but the three below.
-        pretrain_size: Side of the images of pretraining in pixels.
+        token_order: See :class:`~mmvisattn.models.layers.PatchSequence`.
+        pretrain_size: See :class:`~mmvisattn.models.layers.PatchSequence`.
         rope_scale: What positions are divided by for the rotation.
         delta_scale: What λ is divided by.
         out_indices: Numbers of the blocks to return, from 0.
-        frozen_stages: Number of the last frozen block.
-        with_cp: Recompute each block in the backward.
+        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
+        with_cp: Recompute each block in the backward instead of keeping its activations.
         drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks.
         in_channels: Number of channels of the image.
         init_cfg: mmengine's initialisation config.
@@ -78,9 +78,9 @@ class SequenceTransformer(SequenceBackbone):
 
     @abstractmethod
     def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> nn.Module:
-        """What mixes the tokens of a block, (B, L, C) → (B, L, C), its filter being named ``bandpass``.
+        """What mixes the tokens of a block, (B, L, C) → (B, L, C); its filter is named ``bandpass``.
 
-        It is asked before the network itself is made.
+        Called for each block before torch's own constructor, so that what it reads of ``self`` has to be set by then.
 
         Args:
             dim: Number of channels C.
