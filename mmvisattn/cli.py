@@ -1,7 +1,6 @@
 """What the tools share: arguments, checks made before anything is written, the runner, one-line errors."""
 
 import argparse
-import difflib
 import functools
 import inspect
 import os
@@ -174,11 +173,11 @@ def check_option_keys(cfg: Config, options: dict) -> None:
             elif part in node:
                 node = node[part]
             else:
-                close = difflib.get_close_matches(part, node, n=1, cutoff=0.8)
-                if close or not path and part not in TOP_LEVEL_KEYS:
+                hint = nearest(part, node, cutoff=0.8)
+                if hint or not path and part not in TOP_LEVEL_KEYS:
                     raise UserError(
                         f'--cfg-options {key}: {where} has no key {part!r}'
-                        f'{nearest(part, close or {*node, *TOP_LEVEL_KEYS})}; '
+                        f'{hint or nearest(part, {*node, *TOP_LEVEL_KEYS})}; '
                         'set one that is there, or write the new one into a config file'
                     )
                 break  # a key to be added

@@ -80,6 +80,12 @@ def test_arguments_are_all_found():
     assert numbers <= set(arguments_of(FCViT))
 
 
+@pytest.mark.parametrize('network', BACKBONES | OTHERS)
+def test_docstring_tells_every_argument_in_its_order(network):
+    described = re.search(r'^Args:\n(.*?)(\n\n|\Z)', inspect.getdoc(network), re.DOTALL | re.MULTILINE)[1]
+    assert re.findall(r'^    (\w+):', described, re.MULTILINE) == list(inspect.signature(network).parameters)
+
+
 GOOD = [
     *((network, dict(depth=1, drop_path_rate=0.3)) for network in (DefocusMamba, DefocusViT, DefocusRetNet, FlexViT)),
     *((network, dict(drop_path_rate=0)) for network in BACKBONES),

@@ -4,13 +4,15 @@ import re
 
 from mmvisattn.models.backbones import fcvit
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
-from mmvisattn.models.backbones.defocus_retnet import CHUNK, Retention
-from mmvisattn.models.backbones.defocus_vit import QUERY_BLOCK, Attention
+from mmvisattn.models.backbones.defocus_retnet import Retention
+from mmvisattn.models.backbones.defocus_vit import Attention
 from mmvisattn.models.layers import BandpassFilter
 from mmvisattn.models.layers.cells import attend_and_write_back
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock
 from mmvisattn.models.layers.selection import TokenSelector
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
+from mmvisattn.ops.filtered_attention import QUERY_BLOCK
+from mmvisattn.ops.retention import CHUNK
 
 import pytest
 import torch

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mmvisattn.models.backbones.defocus_retnet import CHUNK, chunkwise_retention
-from mmvisattn.models.backbones.defocus_vit import blockwise_attention, filtered_attention
 from mmvisattn.models.layers import BandpassFilter
 from mmvisattn.ops import depthwise_conv, selective_scan
+from mmvisattn.ops.filtered_attention import blockwise_attention, filtered_attention
+from mmvisattn.ops.retention import CHUNK, chunkwise_retention
 from mmvisattn.testing import materialising_scan
 
 import numpy as np

@@ -36,6 +36,7 @@ from mmvisattn import cli
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import defocus_vit, fcvit
 from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d
+from mmvisattn.ops.filtered_attention import blockwise_attention
 from mmvisattn.testing import random_inputs
 
 import torch
@@ -113,7 +114,7 @@ class CostCounter(TorchFunctionMode):
         # In one piece: the outputs of the pieces would each count.
         self.forms.enter_context(mock.patch.object(fcvit, 'MAX_HIDDEN_BYTES', sys.maxsize))
         # Of fused attention the keys would count that a causal network does not see.
-        blockwise = mock.patch.object(defocus_vit, 'filtered_attention', defocus_vit.blockwise_attention)
+        blockwise = mock.patch.object(defocus_vit, 'filtered_attention', blockwise_attention)
         self.forms.enter_context(blockwise)
         self.operators.__enter__()
         return super().__enter__()

@@ -3,7 +3,6 @@
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
@@ -16,6 +15,7 @@ from ...errors import UserError, nearest
 from ...registry import type_name
 from ..checks import check_numbers
 from ..export import is_open
+from ..layers import checkpointing
 
 
 class BaseBackbone(BaseModule, metaclass=ABCMeta):
@@ -32,7 +32,10 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
             authors' files as they are, see :func:`mmvisattn.checkpoint.load_pretrained`.
     """
 
+    # Sizes of each named architecture, and defaults of arguments that go with it.
     arch_settings: dict[str, dict] = {}
+    # The arguments among these: a dict of sizes may leave them out, and then has those of the first architecture.
+    arch_arguments: tuple[str, ...] = ()
     # The first weight that meets the image, (C, in_channels, side, side).
     patch_weight = 'patch_embed.proj.weight'
     # What of the network follows from height and width, so that an exported graph is for one size; None for nothing.
@@ -53,10 +56,10 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
 
     @classmethod
     def parse_arch(cls, arch: str | dict) -> dict:
-        """The settings of a named architecture, or a dict checked to hold the same keys.
+        """The settings of a named architecture, or a dict checked to hold the same keys; a copy.
 
         Raises:
-            UserError: If the name is unknown, or the dict misses a key or has one too many.
+            UserError: If the name is unknown, or the dict misses a size or has a key too many.
         """
         name = cls.__name__
         if isinstance(arch, str):
@@ -65,15 +68,16 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
                     f'{name} has no arch {arch!r}{nearest(arch, cls.arch_settings)}; set `arch` to one of '
                     f'{sorted(cls.arch_settings)} or to a dict of sizes'
                 )
-            return cls.arch_settings[arch]
-        keys = set(next(iter(cls.arch_settings.values())))
-        given = set(arch)
-        if given != keys:
+            return dict(cls.arch_settings[arch])
+        first = next(iter(cls.arch_settings.values()))
+        defaults = {key: first[key] for key in cls.arch_arguments}
+        sizes, given = set(first) - set(defaults), set(arch)
+        if not sizes <= given <= set(first):
             raise UserError(
-                f'{name}: an `arch` dict has the keys {sorted(keys)}; missing {sorted(keys - given)}, '
-                f'unknown {sorted(given - keys)}'
+                f'{name}: an `arch` dict has the keys {sorted(sizes)}; missing {sorted(sizes - given)}, '
+                f'unknown {sorted(given - set(first))}'
             )
-        return dict(arch)
+        return {**defaults, **arch}
 
     @classmethod
     def check_out_indices(cls, out_indices: Sequence[int], num_outputs: int) -> tuple[int, ...]:
@@ -205,8 +209,5 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
     for block in blocks:
-        if with_cp and torch.is_grad_enabled():
-            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
+        x = checkpointing.run(block, x, with_cp=with_cp)
     return x

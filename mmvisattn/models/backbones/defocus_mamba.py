@@ -23,6 +23,9 @@ from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
 DELTA_MIN, DELTA_MAX = 1e-3, 0.1
+# The released detectors, for 1024 pixels, by the size of the pretraining.
+FROM_224 = dict(pretrain_size=224, rope_scale=20.0, delta_scale=4.57)
+FROM_384 = dict(pretrain_size=384, rope_scale=7.13, delta_scale=2.67)
 
 
 class RMSNorm(nn.Module):
@@ -173,7 +176,8 @@ class DefocusMamba(SequenceBackbone):
     Args:
         arch: ``'small'``, ``'base'``, ``'large'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks),
             ``d_inner`` (width inside, a multiple of ``group_norm_size``), ``d_state`` (entries of the state, even),
-            ``dt_rank`` and ``group_norm_size`` (channels). Default: ``'base'``.
+            ``dt_rank`` and ``group_norm_size`` (channels), which may hold the defaults of the three arguments after
+            ``token_order`` too. Default: ``'base'``.
         token_order: ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square by
             square; ``'raster'``: row by row. Default: ``'window'``.
         pretrain_size: Side of the images of pretraining in pixels, a multiple of 16. Default: that of the released
@@ -199,10 +203,11 @@ class DefocusMamba(SequenceBackbone):
 
     # https://github.com/OpenGVLab/De-focus-Attention-Networks
     arch_settings = {
-        'small': dict(embed_dims=384, depth=24, d_inner=768, d_state=16, dt_rank=48, group_norm_size=64),
-        'base': dict(embed_dims=768, depth=24, d_inner=1536, d_state=16, dt_rank=48, group_norm_size=64),
-        'large': dict(embed_dims=1024, depth=48, d_inner=2048, d_state=16, dt_rank=48, group_norm_size=64),
+        'small': dict(embed_dims=384, depth=24, d_inner=768, d_state=16, dt_rank=48, group_norm_size=64, **FROM_224),
+        'base': dict(embed_dims=768, depth=24, d_inner=1536, d_state=16, dt_rank=48, group_norm_size=64, **FROM_224),
+        'large': dict(embed_dims=1024, depth=48, d_inner=2048, d_state=16, dt_rank=48, group_norm_size=64, **FROM_384),
     }
+    arch_arguments = ('pretrain_size', 'rope_scale', 'delta_scale')
 
     def __init__(
         self,
@@ -220,6 +225,8 @@ class DefocusMamba(SequenceBackbone):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         sizes = self.parse_arch(arch)
+        given = dict(pretrain_size=pretrain_size, rope_scale=rope_scale, delta_scale=delta_scale)
+        sizes |= {name: value for name, value in given.items() if value is not None}
         check_numbers('DefocusMamba', **sizes, drop_path_rate=drop_path_rate)
         if sizes['d_inner'] % sizes['group_norm_size']:
             raise UserError(
@@ -236,17 +243,9 @@ class DefocusMamba(SequenceBackbone):
             raise UserError(
                 f"DefocusMamba: `scan_backend` is {scan_backend!r}, which cannot run here: {reason}; set it to 'auto'"
             )
-        released = (384, 7.13, 2.67) if arch == 'large' else (224, 20.0, 4.57)
-        pretrain_size, rope_scale, delta_scale = (
-            default if given is None else given
-            for given, default in zip((pretrain_size, rope_scale, delta_scale), released)
-        )
-        embed_dims, depth = sizes['embed_dims'], sizes['depth']
-        inner = {key: sizes[key] for key in ('d_inner', 'd_state', 'dt_rank', 'group_norm_size')}
-        scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
-        check_numbers('DefocusMamba', **scales)
+        embed_dims, depth, pretrain_size = (sizes.pop(name) for name in ('embed_dims', 'depth', 'pretrain_size'))
         blocks = [
-            Block(embed_dims, Mixer(embed_dims, **inner, **scales, scan_backend=scan_backend), rate)
+            Block(embed_dims, Mixer(embed_dims, **sizes, scan_backend=scan_backend), rate)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)
         ]
         super().__init__(

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from ...checkpoint.loading import strip_prefix
 from ..checks import check_numbers
 from ..layers import PatchSequence
-from ..layers.patch_sequence import rename_projection, to_map
+from ..layers.patch_sequence import to_map
 from .base_backbone import BaseBackbone, run_blocks
 
 
@@ -72,10 +73,20 @@ class SequenceBackbone(BaseBackbone):
         return int(parts[1]) + 1 if parts[0] == 'blocks' else num_layers - 1, num_layers
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A classifier's name of the patch embedding made ours, and its input channels fitted."""
-        state_dict = dict(state_dict)
-        rename_projection(state_dict, 'patch_embed.')
-        return super().checkpoint_filter(state_dict)
+        """The patch embedding as detectors call it, ``projection``, for the ``proj`` of classifiers; see the base."""
+        classifier, detector = 'patch_embed.proj.', 'patch_embed.projection.'
+        renamed = {
+            detector + name.removeprefix(classifier) if name.startswith(classifier) else name: value
+            for name, value in state_dict.items()
+        }
+        return super().checkpoint_filter(renamed)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        own = strip_prefix(state_dict, prefix)
+        for name in own:
+            del state_dict[prefix + name]
+        state_dict.update({prefix + name: value for name, value in self.checkpoint_filter(own).items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps after the blocks in ``out_indices``, each passed through the norm.

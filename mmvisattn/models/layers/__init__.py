@@ -3,6 +3,7 @@
 from .bandpass import BandpassFilter, rotate
 from .norm import LN2d, at_least_float32, group_rms_norm
 from .patch_sequence import PatchSequence
+from .rotary import turn_pairs
 from .transformer_block import TransformerBlock, init_linear
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     'group_rms_norm',
     'init_linear',
     'rotate',
+    'turn_pairs',
 ]

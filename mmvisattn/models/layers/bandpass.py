@@ -6,49 +6,14 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops.common import is_traced
-from .norm import at_least_float32
-
-# Largest exponent of a factor of the decay. A masked product of query and key holds two of them, and float32 ends at
-# e^88: ten million are left for query and key themselves.
-MAX_EXPONENT = 36.0
-
-
-def decay_factors_fit(rate: Tensor, length: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`decay_factors` stay in the range of the type, which is not asked where a graph is recorded.
-
-    Args:
-        rate: λ of each head, (heads,).
-        length: Number of positions.
-        dtype: Type of queries and keys; float16 has too small a range.
-    """
-    if is_traced() or rate.device.type == 'meta' or dtype == torch.float16:
-        return False  # the answer depends on a value, and a graph cannot
-    return rate.detach().amin().item() * length / 2 >= -MAX_EXPONENT
-
-
-def decay_factors(rate: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """What to multiply queries and keys by, so that their products have decayed.
-
-    Between a query and the keys before it ``e^{λ(t−s)} = e^{λ(t−m)} · e^{λ(m−s)}``, with m the middle of the sequence.
-
-    Args:
-        rate: λ of each head, (heads,).
-        length: Number of positions.
-
-    Returns:
-        The factors of queries and of keys, each (heads, L, 1).
-    """
-    position = torch.arange(length, device=rate.device) - (length - 1) / 2
-    exponent = rate.view(-1, 1, 1) * position.unsqueeze(-1)
-    return exponent.exp(), (-exponent).exp()  # no quotient, whose gradient would be out of range
+from ...ops.common import at_least_float32
+from .rotary import turn_pairs
 
 
 def rotate(x: Tensor, freq: Tensor, scale: float = 1.0) -> Tensor:
     """Turn each pair of adjacent components by an angle that grows with the position, in float32 at least.
 
-    ``x·cos + r(x)·sin`` with r: (x0, x1) → (−x1, x0) and ``angle[t, n] = t / scale · freq[n]``. The two of a pair
-    turn by angles of their own where their frequencies differ.
+    :func:`turn_pairs` with ``angle[t, n] = t / scale · freq[n]``.
 
     Args:
         x: Sequence, (..., L, N) with N even.
@@ -58,11 +23,10 @@ def rotate(x: Tensor, freq: Tensor, scale: float = 1.0) -> Tensor:
     Returns:
         (..., L, N), float32 or float64.
     """
-    x, freq = at_least_float32(x), at_least_float32(freq)
+    freq = at_least_float32(freq)
     position = torch.arange(x.shape[-2], dtype=freq.dtype, device=x.device) / scale
     angle = position.unsqueeze(-1) * freq  # (L, N)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return x * angle.cos() + torch.stack((-odd, even), -1).flatten(-2) * angle.sin()
+    return turn_pairs(x, angle.cos(), angle.sin())
 
 
 class BandpassFilter(nn.Module):

@@ -99,14 +99,3 @@ class PatchSequence(nn.Module):
         size, window = self.layout(image)
         x = self.projection(F.pad(image, (0, -width % self.pixels, 0, -height % self.pixels)))
         return to_sequence(x, size, window)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        rename_projection(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def rename_projection(state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Name ``proj``, as classifiers call the patch embedding, ``projection`` as detectors do; in place."""
-    for leaf in ('weight', 'bias'):
-        if f'{prefix}proj.{leaf}' in state_dict:
-            state_dict[f'{prefix}projection.{leaf}'] = state_dict.pop(f'{prefix}proj.{leaf}')

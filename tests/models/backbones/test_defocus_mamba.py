@@ -216,14 +216,39 @@ def test_initialisation():
         assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
+def scales_of(arch, **kwargs):
+    with torch.device('meta'):
+        net = DefocusMamba(arch, **kwargs)
+    (scales,) = {(block.mixer.rope_scale, block.mixer.delta_scale) for block in net.blocks}
+    return net.patch_embed.window, *scales
+
+
 @pytest.mark.parametrize(
-    'arch, expected', [('base', (14, 20.0, 4.57)), ('large', (24, 7.13, 2.67)), (SMALL, (14, 20.0, 4.57))]
+    'arch, expected',
+    [
+        ('small', (14, 20.0, 4.57)),
+        ('base', (14, 20.0, 4.57)),
+        ('large', (24, 7.13, 2.67)),
+        (SMALL, (14, 20.0, 4.57)),
+        (dict(DefocusMamba.arch_settings['large'], depth=2), (24, 7.13, 2.67)),
+        (SMALL | dict(delta_scale=2.0), (14, 20.0, 2.0)),
+    ],
 )
 def test_default_scales_are_those_of_the_released_detectors(arch, expected):
-    with torch.device('meta'):
-        net = DefocusMamba(arch)
-    mixer = net.blocks[0].mixer
-    assert (net.patch_embed.window, mixer.rope_scale, mixer.delta_scale) == expected
+    assert scales_of(arch) == expected
+
+
+@pytest.mark.parametrize('arch', ['base', 'large', SMALL | dict(rope_scale=2.0)])
+def test_a_scale_that_is_given_holds(arch):
+    _, _, delta_scale = scales_of(arch)
+    assert scales_of(arch, pretrain_size=64, rope_scale=3.0) == (4, 3.0, delta_scale)
+    assert scales_of(arch, pretrain_size=64, rope_scale=3.0, delta_scale=1.5) == (4, 3.0, 1.5)
+
+
+def test_arch_settings_stay_as_they_are():
+    before = {name: dict(sizes) for name, sizes in DefocusMamba.arch_settings.items()}
+    scales_of('large', pretrain_size=64, rope_scale=3.0)
+    assert DefocusMamba.arch_settings == before
 
 
 @pytest.mark.parametrize('length', [1, 2, 3, 11])

@@ -1,5 +1,6 @@
 """What holds for all three De-focus networks."""
 
+from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from mmvisattn.models.layers.patch_sequence import to_sequence
@@ -196,17 +197,45 @@ def test_built_by_name_from_a_stock_registry(network):
     assert isinstance(net, network)
 
 
-@all_networks
-def test_whole_model_with_a_classifiers_name_of_the_patch_embedding(network, tmp_path):
-    """mmengine's own loading, as by `load_from`, knows nothing of our filter of names."""
-    source = nn.ModuleDict(dict(backbone=build(network)))
-    weights = {name.replace('projection', 'proj'): value for name, value in source.state_dict().items()}
-    torch.save(dict(state_dict=weights), tmp_path / 'model.pth')
+def load_weights_of(network, weights, how, path):
+    """A network of other weights than those of `build`, and then of these, loaded in one of the ways there are."""
     torch.manual_seed(3)
-    target = nn.ModuleDict(dict(backbone=network(ARCHS[network], pretrain_size=64)))
-    load_checkpoint(target, str(tmp_path / 'model.pth'), strict=True)
+    net = network(ARCHS[network], pretrain_size=64)
+    whole = nn.ModuleDict(dict(backbone=net))
+    of_whole = {f'backbone.{name}': value for name, value in weights.items()}
+    if how == 'torch':
+        net.load_state_dict(weights)
+    elif how == 'torch, whole model':
+        whole.load_state_dict(of_whole)
+    elif how == 'mmengine, whole model':  # as by `load_from`
+        torch.save(dict(state_dict=of_whole), path)
+        load_checkpoint(whole, str(path), strict=True)
+    elif how == 'report of the runner':
+        checkpoint = dict(state_dict=of_whole)
+        report_checkpoint(whole, checkpoint)
+        whole.load_state_dict(checkpoint['state_dict'])
+    else:
+        torch.save(weights, path)
+        net.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        net.init_weights()
+    return net
+
+
+WAYS = ['torch', 'torch, whole model', 'mmengine, whole model', 'report of the runner', 'Pretrained']
+
+
+@all_networks
+@pytest.mark.parametrize('how', WAYS)
+@pytest.mark.parametrize('embedding', ['proj', 'projection'])
+def test_weights_load_under_either_name_of_the_patch_embedding(network, how, embedding, tmp_path):
+    source = build(network)
+    weights = {name.replace('projection', embedding): value for name, value in source.state_dict().items()}
+    names = list(weights)
+    target = load_weights_of(network, weights, how, tmp_path / 'model.pth')
     x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(source['backbone'](x)[0], target['backbone'](x)[0])
+    assert torch.equal(source(x)[0], target(x)[0])
+    assert list(weights) == names  # left as they were given
+    assert list(target.state_dict()) == list(source.state_dict())
 
 
 @all_networks

@@ -1,0 +1,91 @@
+"""Attention whose logits decay with distance, the operator of De-focus ViT, in linear memory."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .decay import decay_factors, decay_factors_fit
+
+# Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
+QUERY_BLOCK = 128
+
+
+def filtered_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, causal: bool = True) -> Tensor:
+    """``softmax(e^{λ|t−s|} · <q_t, k_s>) · v_s`` in memory linear in the length of the sequence.
+
+    Args:
+        q: Scaled queries, (B, heads, L, d).
+        k: Keys, (B, heads, L, d).
+        v: Values, (B, heads, L, d).
+        rate: λ of each head, (heads,), or None for no decay.
+        causal: Hide keys after the query.
+
+    Returns:
+        (B, heads, L, d).
+    """
+    if rate is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
+    if causal and decay_factors_fit(rate, q.shape[-2], q.dtype):
+        return folded_attention(q, k, v, rate)
+    return blockwise_attention(q, k, v, rate, causal)
+
+
+def folded_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    """Causal :func:`filtered_attention` by torch's fused attention, the decay being part of queries and keys."""
+    q_factor, k_factor = decay_factors(rate, q.shape[-2])
+    q, k = (q * q_factor).to(q.dtype), (k * k_factor).to(k.dtype)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, start: int, causal: bool) -> Tensor:
+    """Attention of some queries whose logits decay with distance: ``softmax(e^{λ|t−s|} · <q_t, k_s>) · v_s``.
+
+    Args:
+        q: Scaled queries at the positions from ``start`` on, (B, heads, Q, d).
+        k: Keys at the positions from 0 on, (B, heads, S, d).
+        v: Values of the same positions, (B, heads, S, d).
+        rate: λ of each head, (heads,), or None for no decay.
+        start: Position of the first query.
+        causal: Hide keys after the query.
+
+    Returns:
+        (B, heads, Q, d).
+    """
+    positions = torch.arange(max(k.shape[-2], start + q.shape[-2]), device=q.device)
+    distance = positions[start : start + q.shape[-2], None] - positions[: k.shape[-2]]  # (Q, S)
+    logits = q @ k.mT
+    if rate is not None:
+        logits = logits * (rate.view(-1, 1, 1) * distance.abs()).exp()
+    if causal:
+        logits = logits.masked_fill(distance < 0, float('-inf'))
+    return logits.softmax(-1).to(v.dtype) @ v
+
+
+def blockwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, causal: bool = True, block: int = QUERY_BLOCK
+) -> Tensor:
+    """:func:`attend` for all queries, block by block, each computed again in the backward.
+
+    Memory grows with the length of the sequence and not with its square. Fused attention does not serve any decay: it
+    adds to the logits, and the filter multiplies them.
+
+    Args:
+        q: Scaled queries, (B, heads, L, d).
+        k: Keys, (B, heads, L, d).
+        v: Values, (B, heads, L, d).
+        rate: λ of each head, (heads,), or None for no decay.
+        causal: Hide keys after the query; blocks of keys that no query of a block sees are skipped.
+        block: Queries in a block.
+
+    Returns:
+        (B, heads, L, d).
+    """
+    length = q.shape[-2]
+    outs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        seen = stop if causal else length
+        args = (q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], rate, start, causal)
+        outs.append(checkpoint(attend, *args, use_reentrant=False) if torch.is_grad_enabled() else attend(*args))
+    return torch.cat(outs, dim=-2)

@@ -1,0 +1,65 @@
+"""Retention, the operator of De-focus RetNet: attention without softmax, chunk by chunk.
+
+After `Retentive Network <https://arxiv.org/abs/2307.08621>`_ (Sun et al., 2023).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .common import at_least_float32, no_autocast
+from .decay import decay_factors, decay_factors_fit
+
+# Tokens that are computed together: within a chunk pairwise, between chunks through a state.
+CHUNK = 128
+
+
+def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: int = CHUNK) -> Tensor:
+    """``y_t = Σ_{s≤t} <q_t, k_s> e^{λ(t−s)} v_s``, in time and memory linear in the length of the sequence.
+
+    The decay is made part of queries and keys where its factors stay in range; elsewhere all exponents are negative or
+    zero. The state is in float32 at least, under autocast as well.
+
+    Args:
+        q: Scaled queries, (B, heads, L, d).
+        k: Keys, (B, heads, L, d).
+        v: Values, (B, heads, L, d).
+        rate: λ of each head, (heads,), negative.
+        chunk: Tokens in a chunk.
+
+    Returns:
+        (B, heads, L, d), float32 or float64.
+    """
+    with no_autocast(q.device):
+        length = q.shape[-2]
+        chunk = min(chunk, length)
+        q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
+        over_chunk = (rate.view(-1, 1, 1) * chunk).exp()  # what is left after a chunk
+        # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
+        factored = decay_factors_fit(rate, chunk, q.dtype)
+        if factored:
+            q_factor, k_factor = (x.unsqueeze(1) for x in decay_factors(rate, chunk))
+            q, k = q * q_factor, k * k_factor
+            out = (q @ k.mT).tril_() @ v
+            added = k.mT @ v
+        else:
+            rate = rate.view(-1, 1, 1, 1)
+            position = torch.arange(chunk, device=q.device).unsqueeze(-1)
+            distance = position - position.mT
+            out = (q @ k.mT * (rate * distance.clamp(min=0)).exp() * (distance >= 0)) @ v
+            added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v
+            q = q * (rate * (position + 1)).exp()
+
+        state, states = torch.zeros_like(added[:, :, 0]), []
+        for part in added.unbind(2):
+            states.append(state)
+            # The factors of the keys decay to the middle of the chunk, and those of the queries go on from there.
+            state = (state + part) * over_chunk if factored else torch.addcmul(part, state, over_chunk)
+        # What the tokens read of the state, in one pass with the sum.
+        out = torch.baddbmm(*(x.flatten(0, 2) for x in (out, q, torch.stack(states, 2))))
+        return out.unflatten(0, v.shape[:3]).flatten(2, 3)[:, :, :length]
+
+
+def _split(x: Tensor, chunk: int) -> Tensor:
+    padding = -x.shape[-2] % chunk
+    return (F.pad(x, (0, 0, 0, padding)) if padding else x).unflatten(-2, (-1, chunk))
