@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from .norm import at_least_float32
+from ...ops.common import at_least_float32
+from .rotary import turn_pairs
 from .transformer_block import init_linear
 
 
@@ -76,11 +77,10 @@ def axial_angles(grid: tuple[int, int], step: int, head_dim: int, device: torch.
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], -1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
+def rotate_by_angles(x: Tensor, angles: Tensor) -> Tensor:
     """Turn pairs of adjacent channels: (B, heads, L, d) by (B or 1, L, d / 2), in float32 at least."""
-    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(x.dtype)
+    angles = angles.repeat_interleave(2, -1)[:, None]
+    return turn_pairs(x, angles.cos(), angles.sin()).to(x.dtype)
 
 
 class HierarchicalAttention(nn.Module):
@@ -120,7 +120,7 @@ class HierarchicalAttention(nn.Module):
         else:
             x = self.qkv(x)
         q, k, v = x.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, heads, L, d)
-        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+        return (q, k, v) if angles is None else (rotate_by_angles(q, angles), rotate_by_angles(k, angles), v)
 
     def forward(
         self, x: Tensor, num_low: int, keep: Tensor | None = None, angles: Tensor | None = None

@@ -5,7 +5,7 @@ from mmvisattn.models.layers.hierarchical_attention import (
     attention_map,
     axial_angles,
     hierarchical_attention,
-    rotate,
+    rotate_by_angles,
 )
 from mmvisattn.models.layers.selection import TokenSelector, received_attention
 from mmvisattn.testing import load_golden_weights
@@ -233,11 +233,11 @@ def test_rotary_attention_sees_distances_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.double)
 
     def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (rotate(q, a.view(1, 1, 4)) * rotate(k, b.view(1, 1, 4))).sum()
+        return (rotate_by_angles(q, a.view(1, 1, 4)) * rotate_by_angles(k, b.view(1, 1, 4))).sum()
 
     torch.testing.assert_close(score(high[0, 1], high[2, 5]), score(high[3, 2], high[5, 6]), rtol=1e-5, atol=1e-6)
     assert (score(high[0, 1], high[2, 5]) - score(high[0, 1], high[5, 2])).abs() > 1e-3
-    torch.testing.assert_close(rotate(q, high[4, 3].view(1, 1, 4)).norm(), q.norm())
+    torch.testing.assert_close(rotate_by_angles(q, high[4, 3].view(1, 1, 4)).norm(), q.norm())
 
 
 def test_half_precision_stays_near_full():
