@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/runtime.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
+    '../_base_/schedules/adamw-layer-decay_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
 
@@ -23,15 +23,4 @@ model = dict(
     neck=dict(_delete_=True, type='mmvisattn.SimpleFPN', in_channels=768, out_channels=256, num_outs=5),
 )
 
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-    constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=0.9,
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={'A_log': dict(decay_mult=0.0)},
-    ),
-)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9))

@@ -22,7 +22,7 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.05),
     constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.7, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+    paramwise_cfg=dict(layer_decay_rate=0.7),
 )
 # BatchNorm of the stem and between stages would see two images. (ConvNeXt has none.)
 sync_bn = 'torch'

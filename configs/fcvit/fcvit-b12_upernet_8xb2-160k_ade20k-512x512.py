@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/schedules/schedule_160k.py',
+    '../_base_/schedules/adamw-layer-decay_160k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
@@ -25,17 +25,6 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=2)
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
-    constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
-]
+optim_wrapper = dict(clip_grad=None, paramwise_cfg=dict(layer_decay_rate=0.9))
 # BatchNorm of the stem and between stages would see two images. (ConvNeXt has none.)
 sync_bn = 'torch'
-auto_scale_lr = dict(enable=False, base_batch_size=16)

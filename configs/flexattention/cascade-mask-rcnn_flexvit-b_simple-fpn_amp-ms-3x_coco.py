@@ -24,13 +24,7 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),
     constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=0.8,
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0)},
-    ),
+    paramwise_cfg=dict(layer_decay_rate=0.8),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -21,14 +21,7 @@ model = dict(
 
 optim_wrapper = dict(
     constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        _delete_=True,
-        layer_decay_rate=0.8,
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0)},
-    ),
+    paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.8),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/schedules/schedule_160k.py',
+    '../_base_/schedules/adamw-layer-decay_160k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
@@ -28,23 +28,4 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=2)
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-    constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=0.8,
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0)},
-    ),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
-]
 custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
-auto_scale_lr = dict(enable=False, base_batch_size=16)

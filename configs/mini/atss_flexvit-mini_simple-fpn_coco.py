@@ -4,14 +4,10 @@
 # selection that decides how much becomes of a high-resolution token.
 _base_ = [
     '../_base_/runtime.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
+    '../_base_/datasets/mini_coco_instance.py',
+    '../_base_/schedules/mini_12e.py',
     'mmdet::_base_/default_runtime.py',
 ]
-
-data_root = 'data/mini_sparse/coco/'
-metainfo = dict(classes=('person', 'car', 'airplane', 'boat', 'bench', 'sports ball'))
-scale = (256, 192)
 
 model = dict(
     type='ATSS',
@@ -35,7 +31,7 @@ model = dict(
     neck=dict(type='mmvisattn.SimpleFPN', in_channels=128, out_channels=64, start_level=2, num_outs=3),
     bbox_head=dict(
         type='ATSSHead',
-        num_classes=len(metainfo['classes']),
+        num_classes=6,
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
@@ -51,46 +47,26 @@ model = dict(
     test_cfg=dict(nms_pre=300, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=100),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+data_root = 'data/mini_sparse/coco/'
+boxes = dict(type='LoadAnnotations', with_bbox=True)
+resize = dict(type='Resize', scale=(256, 192), keep_ratio=True)
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    dataset=dict(data_root=data_root, metainfo=metainfo, filter_cfg=dict(min_size=8), pipeline=train_pipeline),
+    dataset=dict(
+        data_root=data_root,
+        pipeline=[_base_.train_pipeline[0], boxes, resize, *_base_.train_pipeline[3:]],
+    ),
 )
-val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        pipeline=[_base_.test_pipeline[0], resize, boxes, *_base_.test_pipeline[3:]],
+    ),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox')
 test_evaluator = val_evaluator
 
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0)},
-    ),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, begin=0, end=max_epochs, convert_to_iter_based=True
-    ),
-]
-auto_scale_lr = dict(base_batch_size=8)
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
 custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]

@@ -10,19 +10,12 @@ model = dict(
     backbone=dict(num_plain_layers=6, out_indices=(1,)),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 1.0), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+resize = dict(type='Resize', scale=scale, keep_ratio=True)
+random_resize = dict(type='RandomResize', scale=scale, ratio_range=(0.5, 1.0), keep_ratio=True)
+train_dataloader = dict(
+    dataset=dict(pipeline=[*_base_.train_pipeline[:2], random_resize, *_base_.train_pipeline[3:]]),
+)
+val_dataloader = dict(
+    dataset=dict(pipeline=[*_base_.test_pipeline[:1], resize, *_base_.test_pipeline[2:]]),
+)
 test_dataloader = val_dataloader

@@ -8,6 +8,8 @@ from ..errors import UserError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from .backbones import find_backbones
 
+UNDECAYED = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -18,9 +20,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     teacher each tell their own. The other options of ``paramwise_cfg`` hold as in mmengine's default constructor
     (``norm_decay_mult``, ``custom_keys``, …), and their factors are multiplied in.
 
+    As in the layer-wise decay of mmdet and mmpretrain, norms, biases and all other vectors have no weight decay, nor
+    what a backbone names by ``no_weight_decay()``. ``norm_decay_mult``, ``bias_decay_mult`` and ``flat_decay_mult`` set
+    the former, ``custom_keys`` both.
+
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper.
         paramwise_cfg: Options by parameter; ``layer_decay_rate`` (0 to 1) is the one that this class adds.
+
+    Raises:
+        UserError: If ``layer_decay_rate`` is missing or out of range, or the backbone does not tell its depth.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -30,6 +39,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'`layer_decay_rate` is {self.layer_decay_rate}; set '
                 '`optim_wrapper.paramwise_cfg.layer_decay_rate` to a number above 0 and up to 1'
             )
+        if optim_wrapper_cfg['optimizer'].get('weight_decay') is not None:
+            paramwise_cfg = {**UNDECAYED, **(paramwise_cfg or {})}
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
     def add_params(
@@ -39,10 +50,26 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Collect one parameter group for each parameter, then scale their learning rates."""
+        """Collect one parameter group for each parameter, then scale learning rates and take weight decay away."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # the call for the whole model, after those for its parts
             self._decay(params, module)
+            if self.base_wd is not None:
+                self._take_weight_decay(params, module)
+
+    def _take_weight_decay(self, params: list[dict], model: nn.Module) -> None:
+        undecayed = {
+            f'{place}.{name}' if place else name
+            for place, backbone in find_backbones(model).items()
+            if hasattr(backbone, 'no_weight_decay')
+            for name in backbone.no_weight_decay()
+        }
+        names = {param: name for name, param in model.named_parameters()}
+        for group in params:
+            (param,) = group['params']
+            name = names[param]
+            if name in undecayed and not any(key in name for key in self.paramwise_cfg.get('custom_keys', {})):
+                group['weight_decay'] = 0.0
 
     def _decay(self, params: list[dict], model: nn.Module) -> None:
         backbones = {name: part for name, part in find_backbones(model).items() if hasattr(part, 'get_layer_depth')}

@@ -1,5 +1,5 @@
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import FCViT
+from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT, FCViT, FlexViT
 
 import pytest
 import torch
@@ -50,12 +50,40 @@ def test_rates_fall_from_the_head_to_the_stem():
 
 def test_the_other_options_hold_as_well():
     model = Detector(FCViT(SMALL))
-    options = dict(norm_decay_mult=0.0, custom_keys={'head': dict(lr_mult=3.0), 'network.6': dict(lr_mult=10.0)})
+    options = dict(norm_decay_mult=0.5, custom_keys={'head': dict(lr_mult=3.0), 'network.6': dict(lr_mult=10.0)})
     groups = groups_by_name(model, layer_decay_rate=0.5, **options)
-    assert groups['backbone.network.0.0.norm1.weight']['weight_decay'] == 0
+    assert groups['backbone.network.0.0.norm1.weight']['weight_decay'] == 0.025
+    assert groups['backbone.network.0.0.token_mixer.dw1.bias']['weight_decay'] == 0
     assert groups['backbone.network.0.0.token_mixer.dw1.weight']['weight_decay'] == 0.05
     assert groups['head.weight']['lr'] == 3.0
     assert groups['backbone.network.6.0.norm1.weight']['lr'] == pytest.approx(10 * 0.5)
+
+
+TRANSFORMER = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
+MAMBA = dict(embed_dims=16, depth=2, d_inner=32, d_state=4, dt_rank=3, group_norm_size=16)
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'arch', 'undecayed'),
+    [
+        (FCViT, SMALL, set()),
+        (DefocusMamba, MAMBA, {'blocks.0.mixer.A_log', 'blocks.1.mixer.A_log'}),
+        (DefocusViT, TRANSFORMER, set()),
+        (DefocusRetNet, TRANSFORMER, set()),
+        (FlexViT, TRANSFORMER, {'pos_embed'}),
+    ],
+)
+def test_what_does_not_decay(backbone, arch, undecayed):
+    model = Detector(backbone(arch))
+    assert model.backbone.no_weight_decay() == undecayed
+    groups = groups_by_name(model, layer_decay_rate=0.9)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.dim() == 1 or name.removeprefix('backbone.') in undecayed
+            assert groups[name]['weight_decay'] == (0 if vector else 0.05), name
+    groups = groups_by_name(model, layer_decay_rate=0.9, custom_keys={'A_log': dict(decay_mult=2), 'pos_embed': {}})
+    decays = {groups[f'backbone.{name}']['weight_decay'] for name in undecayed}
+    assert decays <= ({0.1} if backbone is DefocusMamba else {0.05})
 
 
 def test_frozen_parameters_are_left_out():

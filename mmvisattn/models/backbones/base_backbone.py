@@ -139,6 +139,10 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     def stage_modules(self, stage: int) -> list[nn.Module | nn.Parameter]:
         """The parts that freezing ``stage`` fixes; stage 0 is the stem."""
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters, other than norms, biases and vectors, that weight decay does not fit."""
+        return set()
+
     @abstractmethod
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning-rate decay.

@@ -262,6 +262,10 @@ class DefocusMamba(SequenceBackbone):
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims), requires_grad=False)
 
+    def no_weight_decay(self) -> set[str]:
+        """The logarithms of the rates of the states, as in Mamba."""
+        return {name for name, _ in self.named_parameters() if name.endswith('.A_log')}
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps, see :class:`SequenceBackbone`.
 

@@ -162,6 +162,10 @@ class FlexViT(BaseBackbone):
             parts += [getattr(self, name) for name in ('norm', 'norm_high') if hasattr(self, name)]
         return parts
 
+    def no_weight_decay(self) -> set[str]:
+        """The position embedding."""
+        return {'pos_embed'}
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Embeddings 0, then the layers, and the norms last."""
         num_layers = len(self.blocks) + 2
