@@ -4,12 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.common import at_least_float32
 from ...registry import MODELS
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32, or in float64 where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def group_rms_norm(x: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:

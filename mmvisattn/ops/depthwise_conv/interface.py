@@ -47,9 +47,9 @@ def depthwise_conv2d(
         bias (Tensor, optional): (C,). Defaults to None.
         padding (int): Zeros added on each side, in pixels. Defaults to 0.
         backend (str): ``'native'``, ``'torch'``, ``'triton'`` or ``'auto'``. For kernels from 5×5 on ``'auto'`` takes
-            ``'torch'`` on a CPU if they are being trained, and on CUDA ``'triton'`` for maps with the channels innermost,
-            if it is there; in all other cases ``'native'``. Which of them is the fastest on a GPU depends on it: measure
-            with ``tools/analysis/benchmark_operators.py depthwise``, and name the one. Defaults to ``'auto'``.
+            ``'torch'`` on a CPU if they are being trained, and on CUDA ``'triton'``, if it is there, for maps in
+            channels-last memory; in all other cases ``'native'``. That is a fixed rule: which one is the fastest
+            depends on the GPU; ``tools/analysis/benchmark_operators.py depthwise`` measures it. Defaults to ``'auto'``.
 
     Returns:
         Tensor: (B, C, H + 2·padding − k + 1, W + 2·padding − l + 1), in the memory format of ``x``.
@@ -215,7 +215,7 @@ def _flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[i
 
 # ------------------------------------------------------------------------------------------------------------- autograd
 
-# Two tensors come first among the inputs of each operator, two settings last, and the gradients are the other operators.
+# Two tensors come first among the inputs of each operator, two settings last; the gradients are the other operators.
 
 
 def _save(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:

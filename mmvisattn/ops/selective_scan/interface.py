@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import nearest
 from .. import triton_support
-from ..common import no_autocast
+from ..common import is_traced, no_autocast
 from . import cpu_backend, mamba_backend, reference, torch_backend, triton_backend
 from .common import empty_time_major, num_chunks, state_dtype
 
@@ -49,7 +49,7 @@ def unavailable_reason(backend: str) -> str | None:
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'auto') -> Tensor:
-    """Selective scan with the state in float32 (float64 where an input is), differentiable in all five inputs.
+    """Selective scan with the state in float32 (float64 where an input is), differentiable once in all five inputs.
 
     Inputs may have different floating point types and any strides; time-major memory is the fastest (see the package).
     NaN and infinity spread as in any operator; under ``torch.autograd.set_detect_anomaly`` they are an error.
@@ -61,8 +61,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
         B (Tensor): Input weights (B, N, L).
         C (Tensor): Output weights (B, N, L).
         backend (str): ``'reference'``, ``'torch'``, ``'cpu'``, ``'triton'``, ``'mamba_ssm'`` or ``'auto'``: on a CPU
-            ``'cpu'``, on CUDA ``'triton'``, and ``'torch'`` elsewhere and where they cannot run. An exported graph keeps
-            ``'auto'``, and chooses where it runs. Defaults to ``'auto'``.
+            ``'cpu'``, on CUDA ``'triton'``, and ``'torch'`` elsewhere and where they cannot run. An exported graph
+            keeps ``'auto'``, and chooses where it runs. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Output sequence (B, D, L), of the type of ``u``, in time-major memory.
@@ -81,6 +81,31 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
     if torch.is_anomaly_enabled():
         check_finite(y, u, delta, A, B, C)
     return y
+
+
+def scan_tokens(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'auto') -> Tensor:
+    """:func:`selective_scan` of sequences of tokens, (B, L, D), whose state must not be lost.
+
+    Args:
+        u (Tensor): Input sequence (B, L, D).
+        delta (Tensor): Step sizes (B, L, D).
+        A (Tensor): Rates of the state (D, N).
+        B (Tensor): Input weights (B, L, N).
+        C (Tensor): Output weights (B, L, N).
+        backend (str): See :func:`selective_scan`. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor: Output sequence (B, L, D), of the type of ``u``.
+
+    Raises:
+        FloatingPointError: On a CPU, if the state is lost to NaN or infinity; see :func:`check_finite`.
+    """
+    inputs = (u.mT, delta.mT, A, B.mT, C.mT)
+    y = selective_scan(*inputs, backend=backend)
+    # A state that is lost stays so to the end. A GPU would have to wait: there, anomaly mode tells the place.
+    if y.device.type == 'cpu' and not is_traced() and not y[..., -1:].isfinite().all():
+        check_finite(y, *inputs)
+    return y.mT
 
 
 def check_finite(y: Tensor, *inputs: Tensor) -> None:
