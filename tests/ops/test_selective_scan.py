@@ -15,6 +15,7 @@ from mmvisattn.ops.selective_scan import (
     interface,
     mamba_backend,
     reference,
+    scan_tokens,
     selective_scan,
     torch_backend,
 )
@@ -622,6 +623,17 @@ def test_anomaly_mode_tells_where(scan):
         inputs[2][4] = 30.0
         with pytest.raises(FloatingPointError, match=r'from step 3 on in batch element 0, channel 4'):
             scan(*inputs)
+
+
+def test_tokens():
+    u, delta, A, B, C = make_inputs(2, 5, 40, 3)
+    tokens = [u.mT, delta.mT, A, B.mT, C.mT]
+    assert torch.equal(scan_tokens(*tokens), selective_scan(u, delta, A, B, C).mT)
+    assert scan_tokens(*tokens).is_contiguous()
+    assert_close(scan_tokens(*tokens, backend='reference').mT, evaluate(u, delta, A, B, C), 2e-6)
+    delta[1, 2, 33] = float('nan')
+    with pytest.raises(FloatingPointError, match=r'delta is not finite at index \[1, 2, 33\]'):
+        scan_tokens(*tokens)
 
 
 # -------------------------------------------------------------------------------------------------- building the kernel
