@@ -1,21 +1,22 @@
 """Weighted global context of FCViT (https://arxiv.org/abs/2212.12552): each position by its similarity to the mean."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .common import at_least_float32
 
 
-def global_context(x: Tensor, pooled: Tensor, value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x + s · value``, with the similarity ``s = norm(<x, pooled> / √d) · weight + bias`` of each head.
+def global_context(x: Tensor, bottleneck: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """``x + s · bottleneck(mean)``, with the similarity ``s = norm(<x, mean> / √d) · weight + bias`` of each head.
 
-    ``norm`` makes mean 0 and standard deviation 1 over all heads and positions of a map. The map is read once for the
-    similarity, and once for the sum.
+    ``norm`` makes mean 0 and standard deviation 1 over all heads and positions of a map. The map is read once for its
+    mean, once for the similarity, and once for the sum.
 
     Args:
         x (Tensor): Map (B, C, H, W), of any memory format.
-        pooled (Tensor): What positions are compared with, (B, C).
-        value (Tensor): What positions receive, (B, C).
+        bottleneck (Callable[[Tensor], Tensor]): What all positions receive, from the mean of the map: (B, C) → (B, C).
         weight (Tensor): Scale of each head's similarity, (heads,), a number that divides C.
         bias (Tensor): What is added to it, (heads,).
 
@@ -26,6 +27,7 @@ def global_context(x: Tensor, pooled: Tensor, value: Tensor, weight: Tensor, bia
     num_heads = len(weight)
     head_dim = C // num_heads
     tokens = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+    pooled = tokens.mean(1)  # (B, C)
 
     # <x, p> within each head is one product with p laid out block-diagonally, (B, C, heads): x is read once.
     heads = torch.eye(num_heads, dtype=x.dtype, device=x.device).repeat_interleave(head_dim, 0)  # (C, heads)
@@ -35,6 +37,6 @@ def global_context(x: Tensor, pooled: Tensor, value: Tensor, weight: Tensor, bia
     similarity = (similarity - mean) / (std + 1e-5) * weight + bias
 
     # s[h]·v[h] likewise, and added to x on the way.
-    value = (value.unsqueeze(-1) * heads).transpose(1, 2)  # (B, heads, C)
+    value = (bottleneck(pooled).unsqueeze(-1) * heads).transpose(1, 2)  # (B, heads, C)
     out = torch.baddbmm(tokens, similarity.to(tokens.dtype), value.to(tokens.dtype))
     return out.view(B, H, W, C).permute(0, 3, 1, 2)

@@ -68,8 +68,7 @@ class GlobalContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x + GC(x)``: (B, C, H, W) → (B, C, H, W), the residual sum taken in the same pass."""
-        pooled = x.mean((2, 3))  # (B, C)
-        return global_context(x, pooled, self.bottleneck(pooled), self.rescale_weight, self.rescale_bias)
+        return global_context(x, self.bottleneck, self.rescale_weight, self.rescale_bias)
 
 
 class TokenMixer(nn.Module):
