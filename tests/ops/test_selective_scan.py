@@ -673,7 +673,10 @@ def test_a_kernel_that_was_named_and_does_not_compile_is_an_error(monkeypatch, f
         selective_scan(*make_inputs(1, 4, 9, 2), backend='cpu')
 
 
-def test_asking_does_not_build(fresh_build):
+@pytest.mark.parametrize('compiler', [None, 'env c++'])
+def test_asking_does_not_build(monkeypatch, fresh_build, compiler):
+    if compiler:
+        monkeypatch.setenv('CXX', compiler)
     assert (available_backends()['cpu'] is None) == HAS_COMPILER
     assert not fresh_build.exists()
 

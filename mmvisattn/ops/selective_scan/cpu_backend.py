@@ -144,7 +144,7 @@ def _first_error_line(error: Exception) -> str:
 def _missing_for_build() -> str | None:
     """What of all that it takes to compile is not there."""
     cpp_extension = _cpp_extension()
-    compiler = cpp_extension.get_cxx_compiler()
+    compiler = cpp_extension.get_cxx_compiler().split(' ')[0]  # as in CXX='ccache g++'
     if shutil.which(compiler) is None:
         return f'there is no C++ compiler {compiler!r} to build it; install one, or name it in CXX'
     if not cpp_extension.is_ninja_available():
