@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 from mmvisattn.ops import depthwise_conv
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, interface
@@ -8,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 CASES = [
@@ -238,9 +238,9 @@ CUDA = dict(device='cuda', grad=True, layout=torch.channels_last, kernel=7, brok
 def test_auto_is_a_rule(monkeypatch, change, expected):
     case = CUDA | change
     monkeypatch.setattr(interface.triton_support, 'unavailable_reason', lambda: case['broken'])
-    with FakeTensorMode():  # there need be no such device
-        x = torch.empty(2, 3, 8, 9, device=case['device']).contiguous(memory_format=case['layout'])
-        weight = torch.empty(3, 1, case['kernel'], case['kernel'], requires_grad=case['grad'])
+    x = torch.empty(2, 3, 8, 9, device='meta').contiguous(memory_format=case['layout'])
+    weight = torch.empty(3, 1, case['kernel'], case['kernel'], requires_grad=case['grad'])
+    x = SimpleNamespace(device=SimpleNamespace(type=case['device']), stride=x.stride)  # there need be no such device
     assert interface._default_backend(x, weight) == expected
 
 
