@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 
 import torch
 
@@ -22,6 +23,9 @@ def unavailable_reason() -> str | None:
         return f'Triton cannot be imported: {type(error).__name__}: {error}'
     if int(triton.__version__.split('.')[0]) < 3:
         return f'it needs Triton 3, which comes with torch 2.4 or later; this is Triton {triton.__version__}'
+    has_compiler = os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang') or os.name == 'nt'
+    if not (INTERPRETED or has_compiler):
+        return 'Triton needs a C compiler to launch kernels and finds none; install gcc, or name one in CC'
     if not INTERPRETED and torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
         return f'it needs a GPU of compute capability 7.0, this one has {torch.cuda.get_device_capability()}'
     return None

@@ -176,9 +176,9 @@ def test_mixed_precision():
     assert x.grad.dtype == weight.grad.dtype == bias.grad.dtype == torch.float32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='the choice is between CUDA kernels')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='the rule is for CUDA')
 @LAYOUTS
-def test_auto_takes_what_a_trial_found(layout):
+def test_auto_computes_the_same(layout):
     inputs = make_inputs(2, 8, (16, 16), (11, 11))
     inputs[0] = inputs[0].contiguous(memory_format=layout)
     out = depthwise_conv.depthwise_conv2d(*inputs, 5)

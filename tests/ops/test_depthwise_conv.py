@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 from mmvisattn.ops import depthwise_conv
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d, interface
@@ -198,10 +199,9 @@ def test_meta_tensors():
 
 
 def test_seen_by_a_flop_counter():
-    formula = {torch.ops.mmvisattn.depthwise_conv2d: lambda x, weight, *args, **kwargs: 7}
-    with FlopCounterMode(display=False, custom_mapping=formula) as counter:
-        depthwise_conv2d(torch.randn(1, 3, 8, 9), torch.randn(3, 1, 7, 7), padding=3, backend='torch')
-    assert counter.get_total_flops() == 7
+    with FlopCounterMode(display=False) as counter:
+        depthwise_conv2d(torch.randn(1, 3, 8, 9), torch.randn(3, 1, 7, 7), padding=2, backend='torch')
+    assert counter.get_total_flops() == 2 * 3 * 6 * 7 * 7**2
 
 
 @pytest.mark.parametrize('backend', ['native', 'torch'])
@@ -216,48 +216,44 @@ def test_any_kernel_size(backend, kernel):
     torch.testing.assert_close((out, *ours), (expected, *theirs))
 
 
-TRIAL = 'native', 'torch', 'cpu', (1, 2, 8, 8), (7, 7), torch.float32, torch.channels_last
+CUDA = dict(device='cuda', grad=True, layout=torch.channels_last, kernel=7, broken=None)
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_trial_takes_the_faster_one(monkeypatch, used, training):
-    ticks = iter([0.0, 1.0] * 4 + [0.0, 0.5] * 4)
-    monkeypatch.setattr(interface.time, 'perf_counter', lambda: next(ticks))
-    state = torch.get_rng_state()
-    assert interface._faster_of.__wrapped__(*TRIAL, training) == 'torch'
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(used) == 4 * training
-    ticks = iter([0.0, 0.5] * 4 + [0.0, 1.0] * 4)
-    assert interface._faster_of.__wrapped__(*TRIAL, training) == 'native'
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (dict(), 'triton'),
+        (dict(grad=False), 'triton'),
+        (dict(kernel=5), 'triton'),
+        (dict(kernel=3), 'native'),
+        (dict(layout=torch.contiguous_format), 'native'),
+        (dict(broken='it is away'), 'native'),
+        (dict(device='cpu'), 'torch'),
+        (dict(device='cpu', layout=torch.contiguous_format), 'torch'),
+        (dict(device='cpu', kernel=3), 'native'),
+        (dict(device='cpu', grad=False), 'native'),
+        (dict(device='meta'), 'native'),
+    ],
+)
+def test_auto_is_a_rule(monkeypatch, change, expected):
+    case = CUDA | change
+    monkeypatch.setattr(interface.triton_support, 'unavailable_reason', lambda: case['broken'])
+    x = torch.empty(2, 3, 8, 9, device='meta').contiguous(memory_format=case['layout'])
+    weight = torch.empty(3, 1, case['kernel'], case['kernel'], requires_grad=case['grad'])
+    x = SimpleNamespace(device=SimpleNamespace(type=case['device']), stride=x.stride)  # there need be no such device
+    assert interface._default_backend(x, weight) == expected
 
 
-def test_trial_outlives_a_backend_that_fails(monkeypatch, caplog):
-    def fail(*args):
-        raise RuntimeError('no C compiler')
-
-    monkeypatch.setattr(interface.torch_backend, 'forward', fail)
-    assert interface._faster_of.__wrapped__(*TRIAL, True) == 'native'
-    assert 'no C compiler' in caplog.text
-
-
-def test_trial_is_of_the_size_of_the_input():
-    sizes = interface._TRIAL_SIZES
-    assert [interface._trial_size(torch.empty(size, device='meta')) for size in sizes] == list(sizes)
-    for size in ((0, 8, 16, 16), (1, 8, 1, 1), (8, 128, 4, 5)):
-        assert interface._trial_size(torch.empty(size, device='meta')) == (1, 512, 16, 16)
-    assert interface._trial_size(torch.empty(64, 8, 500, 500, device='meta')) == sizes[-1]
-
-
-def test_choice_is_a_constant_of_a_compiled_graph():
-    """The way of CUDA tensors, which ends at ``native`` where there is no such device."""
-
-    def choose(x):
-        layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-        return x + 1, interface._faster_on_cuda(interface._trial_size(x), (7, 7), x.dtype, layout, True)
-
-    torch.compiler.reset()
-    x = torch.randn(2, 3, 8, 9)
-    assert torch.compile(choose, backend='eager', fullgraph=True, dynamic=True)(x)[1] == choose(x)[1]
+def test_schemas():
+    operators = torch.ops.mmvisattn
+    assert [
+        str(getattr(operators, name).default._schema)
+        for name in ('depthwise_conv2d', 'depthwise_conv2d_input', 'depthwise_conv2d_weight')
+    ] == [
+        'mmvisattn::depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt padding, str backend) -> Tensor',
+        'mmvisattn::depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt padding, str backend) -> Tensor',
+        'mmvisattn::depthwise_conv2d_weight(Tensor grad, Tensor x, SymInt padding, str backend) -> Tensor',
+    ]
 
 
 @pytest.mark.parametrize(

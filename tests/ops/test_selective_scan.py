@@ -1,4 +1,5 @@
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mmvisattn.ops.selective_scan import (
     interface,
     mamba_backend,
     reference,
+    scan_tokens,
     selective_scan,
     torch_backend,
 )
@@ -21,6 +23,7 @@ from mmvisattn.ops.selective_scan import (
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.golden import load
 from tests.ops.scan_cases import NAMES, assert_close, evaluate, gradients, make_inputs
@@ -114,7 +117,7 @@ def test_one_input_without_gradient(kernel, frozen):
 def test_second_derivative_is_refused(kernel):
     inputs = [x.requires_grad_() for x in make_inputs(1, 2, 3, 2)]
     (grad,) = torch.autograd.grad(kernel(*inputs).square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
+    with pytest.raises(RuntimeError, match='selective_scan is once differentiable'):
         grad.sum().backward()
 
 
@@ -386,11 +389,46 @@ def test_compiles_for_any_length(kernel):
 @pytest.mark.parametrize('backend', KERNELS)
 def test_operators_declare_what_they_do(backend):
     inputs = make_inputs(2, 18, 70, 16)
-    checks = ('test_schema', 'test_faketensor')
-    torch.library.opcheck(torch.ops.mmvisattn.selective_scan, (*inputs, backend, True), test_utils=checks)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    torch.library.opcheck(torch.ops.mmvisattn.selective_scan.default, (*leaves, backend, True))
     _, states = torch.ops.mmvisattn.selective_scan(*inputs, backend, True)
     arguments = (inputs[0], *inputs, states, backend)
-    torch.library.opcheck(torch.ops.mmvisattn.selective_scan_backward, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.mmvisattn.selective_scan_backward.default, arguments)
+
+
+def test_schemas():
+    operators = torch.ops.mmvisattn
+    assert str(operators.selective_scan.default._schema) == (
+        'mmvisattn::selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, str backend, '
+        'bool save_states) -> (Tensor, Tensor)'
+    )
+    assert str(operators.selective_scan_backward.default._schema) == (
+        'mmvisattn::selective_scan_backward(Tensor grad_y, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, '
+        'Tensor states, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
+    )
+
+
+def test_seen_by_a_flop_counter():
+    with FlopCounterMode(display=False) as counter:
+        selective_scan(*make_inputs(2, 5, 9, 3))
+    assert counter.get_total_flops() == 2 * 5 * 9 * (7 * 3 + 1)
+
+
+def test_states_are_saved_for_gradients_alone(kernel, monkeypatch):
+    saved = []
+    original = interface._KERNELS[kernel.keywords['backend']].forward
+    monkeypatch.setattr(
+        interface._KERNELS[kernel.keywords['backend']],
+        'forward',
+        lambda *args: (saved.append(args[-1]), original(*args))[1],
+    )
+    inputs = make_inputs(1, 2, 34, 2)
+    kernel(*inputs)
+    inputs[1].requires_grad_()
+    kernel(*inputs)
+    with torch.no_grad():
+        kernel(*inputs)
+    assert saved == [False, True, False]
 
 
 def test_meta_tensors():
@@ -435,37 +473,68 @@ def test_available_backends():
 
 
 @pytest.mark.parametrize(
-    'device, broken, fits_mamba, expected',
+    'device, broken, expected',
     [
-        ('cpu', [], True, 'cpu'),
-        ('cpu', ['cpu'], True, 'torch'),
-        ('cuda', [], True, 'mamba_ssm'),
-        ('cuda', [], False, 'triton'),
-        ('cuda', ['mamba_ssm'], True, 'triton'),
-        ('cuda', ['triton'], True, 'mamba_ssm'),
-        ('cuda', ['triton'], False, 'torch'),
-        ('cuda', ['triton', 'mamba_ssm'], True, 'torch'),
-        ('mps', [], True, 'torch'),
+        ('cpu', [], 'cpu'),
+        ('cpu', ['cpu'], 'torch'),
+        ('cuda', [], 'triton'),
+        ('cuda', ['mamba_ssm'], 'triton'),
+        ('cuda', ['triton'], 'torch'),
+        ('cuda', ['triton', 'mamba_ssm'], 'torch'),
+        ('mps', [], 'torch'),
     ],
 )
-def test_auto_takes_what_fits_the_device(monkeypatch, device, broken, fits_mamba, expected):
-    for name in ('cpu', 'triton', 'mamba_ssm'):
+def test_auto_takes_what_fits_the_device(monkeypatch, device, broken, expected):
+    for name in ('triton', 'mamba_ssm'):
         reason = 'broken' if name in broken else None
         monkeypatch.setitem(interface._UNAVAILABLE_REASON, name, lambda reason=reason: reason)
-    monkeypatch.setattr(interface, '_faster_of', lambda *_: 'mamba_ssm')
-    assert interface._choose_backend('auto', device, None if fits_mamba else 'no') == expected
+    monkeypatch.setattr(cpu_backend, 'load_error', lambda: 'broken' if 'cpu' in broken else None)
+    assert interface._kernels('auto', device) is interface._KERNELS[expected]
 
 
-def test_the_faster_of_two_is_measured(monkeypatch, caplog):
-    monkeypatch.setattr(interface, '_TRIAL_SIZE', (1, 8, 100, 4))
-    interface._faster_of.cache_clear()
-    state = torch.random.get_rng_state()
-    with caplog.at_level(logging.INFO, 'mmvisattn'), torch.inference_mode():
-        assert interface._faster_of('torch', 'reference', 'cpu') == 'torch'
-        assert interface._faster_of('reference', 'torch', 'cpu') == 'torch'
-    interface._faster_of.cache_clear()
-    assert 'backend auto takes torch' in caplog.text
-    assert torch.equal(torch.random.get_rng_state(), state)
+@pytest.mark.skipif(not HAS_COMPILER, reason='no C++ compiler')
+def test_an_exported_graph_chooses_where_it_runs(monkeypatch):
+    """Recorded where the compiled kernel is, run where it is not."""
+
+    class Scan(torch.nn.Module):
+        def forward(self, *inputs):
+            return selective_scan(*inputs)
+
+    inputs = make_inputs(2, 6, 40, 4)
+    program = torch.export.export(Scan(), tuple(inputs))
+    used = []
+    for name, kernels in interface._KERNELS.items():
+        original = kernels.forward
+        monkeypatch.setattr(kernels, 'forward', lambda *args, f=original, n=name: (used.append(n), f(*args))[1])
+    expected = program.module()(*inputs)
+    monkeypatch.setattr(cpu_backend, 'load_error', lambda: 'no compiler')
+    assert_close(program.module()(*inputs), expected, 2e-6)
+    assert used == ['cpu', 'torch']
+
+
+def test_an_exported_graph_keeps_a_backend_that_was_named(monkeypatch):
+    class Scan(torch.nn.Module):
+        def forward(self, *inputs):
+            return selective_scan(*inputs, backend='cpu')
+
+    inputs = make_inputs(1, 2, 3, 2)
+    monkeypatch.setitem(interface._UNAVAILABLE_REASON, 'cpu', lambda: None)
+    program = torch.export.export(Scan(), tuple(inputs))
+    monkeypatch.setitem(interface._UNAVAILABLE_REASON, 'cpu', lambda: 'no compiler')
+    with pytest.raises(RuntimeError, match="backend 'cpu' is not available here: no compiler"):
+        program.module()(*inputs)
+
+
+def test_a_graph_without_states_has_no_gradient():
+    class Scan(torch.nn.Module):
+        def forward(self, *inputs):
+            return selective_scan(*inputs)
+
+    inputs = make_inputs(1, 2, 3, 2)
+    program = torch.export.export(Scan(), tuple(inputs))
+    inputs[0].requires_grad_()
+    with pytest.raises(RuntimeError, match='recorded without gradients'):
+        program.module()(*inputs).sum().backward()
 
 
 def test_auto_runs():
@@ -489,25 +558,33 @@ def test_backend_for_another_device():
         selective_scan(*make_inputs(1, 2, 3, 2), backend='mamba_ssm')
 
 
-def test_mamba_ssm_takes_neither_float64_nor_large_states():
+def test_mamba_ssm_takes_neither_float64_nor_large_states(monkeypatch):
     assert mamba_backend.unsupported_reason(*make_inputs(1, 2, 3, 2), state=2) is None
     assert 'float64' in mamba_backend.unsupported_reason(*make_inputs(1, 2, 3, 2, torch.float64), state=2)
     assert '256' in mamba_backend.unsupported_reason(*make_inputs(1, 2, 3, 2), state=300)
+    install_mamba_ssm(monkeypatch, lambda *inputs: pytest.fail('called'))
+    with pytest.raises(ValueError, match="backend 'mamba_ssm': its kernel does not compute in float64"):
+        mamba_backend.selective_scan(*make_inputs(1, 2, 3, 2, torch.float64))
+
+
+def install_mamba_ssm(monkeypatch, selective_scan_fn):
+    """Stand in for the package, which needs a GPU."""
+    package = type(sys)('mamba_ssm.ops.selective_scan_interface')
+    package.selective_scan_fn = selective_scan_fn
+    for name in ('mamba_ssm', 'mamba_ssm.ops', package.__name__):
+        monkeypatch.setitem(sys.modules, name, package)
 
 
 @pytest.mark.parametrize('types', [(torch.bfloat16,) * 5, (torch.bfloat16, *[torch.float32] * 4)])
 def test_mamba_ssm_is_called_with_what_it_takes(monkeypatch, types):
-    """Stands in for the package, which needs a GPU: same signature, same demands."""
+    """Same signature, same demands as the package's."""
 
     def selective_scan_fn(u, delta, A, B, C):
         assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == torch.float32
         assert not torch.is_autocast_enabled()
         return reference.selective_scan(u, delta, A, B, C)
 
-    package = type(sys)('mamba_ssm.ops.selective_scan_interface')
-    package.selective_scan_fn = selective_scan_fn
-    for name in ('mamba_ssm', 'mamba_ssm.ops', package.__name__):
-        monkeypatch.setitem(sys.modules, name, package)
+    install_mamba_ssm(monkeypatch, selective_scan_fn)
     inputs = [x.to(dtype) for x, dtype in zip(make_inputs(2, 6, 40, 4), types)]
     y = mamba_backend.selective_scan(*inputs)
     assert y.dtype == torch.bfloat16
@@ -548,6 +625,17 @@ def test_anomaly_mode_tells_where(scan):
             scan(*inputs)
 
 
+def test_tokens():
+    u, delta, A, B, C = make_inputs(2, 5, 40, 3)
+    tokens = [u.mT, delta.mT, A, B.mT, C.mT]
+    assert torch.equal(scan_tokens(*tokens), selective_scan(u, delta, A, B, C).mT)
+    assert scan_tokens(*tokens).is_contiguous()
+    assert_close(scan_tokens(*tokens, backend='reference').mT, evaluate(u, delta, A, B, C), 2e-6)
+    delta[1, 2, 33] = float('nan')
+    with pytest.raises(FloatingPointError, match=r'delta is not finite at index \[1, 2, 33\]'):
+        scan_tokens(*tokens)
+
+
 # -------------------------------------------------------------------------------------------------- building the kernel
 
 
@@ -556,28 +644,49 @@ def fresh_build(monkeypatch, tmp_path):
     """An empty cache for compiled kernels."""
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path / 'cache'))
     cpu_backend._load.cache_clear()
+    interface._warn_of_slow_scan.cache_clear()
     yield tmp_path / 'cache'
     cpu_backend._load.cache_clear()
 
 
-@pytest.mark.parametrize('compiler', ['no-such-compiler', 'false'])
-def test_without_a_compiler_torch_takes_over(monkeypatch, fresh_build, caplog, compiler):
+@pytest.mark.parametrize(
+    ('compiler', 'reason'),
+    [('no-such-compiler', "no C.. compiler 'no-such-compiler'"), ('false', 'could not be compiled')],
+)
+def test_without_a_compiler_torch_takes_over(monkeypatch, fresh_build, caplog, compiler, reason):
     monkeypatch.setenv('CXX', compiler)
-    with caplog.at_level(logging.INFO, 'mmvisattn'):
-        assert 'could not be compiled' in cpu_backend.unavailable_reason()
-        assert cpu_backend.unavailable_reason()
-    assert len([r for r in caplog.records if 'using plain PyTorch' in r.message]) == 1
     inputs = make_inputs(1, 4, 9, 2)
-    assert_close(selective_scan(*inputs), evaluate(*inputs), 2e-6)
+    with caplog.at_level(logging.INFO, 'mmvisattn'):
+        for _ in range(2):
+            assert_close(selective_scan(*inputs), evaluate(*inputs), 2e-6)
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert re.search(f'plain PyTorch takes its place: .*{reason}', warning.getMessage())
+    assert re.search(reason, available_backends()['cpu'])  # what was found out is told from then on
     assert not list(fresh_build.glob('*.so'))
+
+
+@pytest.mark.skipif(not shutil.which('ninja'), reason='no ninja')
+def test_a_kernel_that_was_named_and_does_not_compile_is_an_error(monkeypatch, fresh_build):
+    monkeypatch.setenv('CXX', 'false')
+    assert available_backends()['cpu'] is None  # as far as can be told without building it
+    with pytest.raises(RuntimeError, match="backend 'cpu' is not available here: it could not be compiled"):
+        selective_scan(*make_inputs(1, 4, 9, 2), backend='cpu')
+
+
+@pytest.mark.parametrize('compiler', [None, 'env c++'])
+def test_asking_does_not_build(monkeypatch, fresh_build, compiler):
+    if compiler:
+        monkeypatch.setenv('CXX', compiler)
+    assert (available_backends()['cpu'] is None) == HAS_COMPILER
+    assert not fresh_build.exists()
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason='no C++ compiler')
 def test_processes_that_build_at_once_do_not_disturb_each_other(fresh_build):
     program = (
         'import logging; logging.basicConfig(level="INFO", format="%(message)s")\n'
-        'from mmvisattn.ops.selective_scan import available_backends\n'
-        'print("reason", available_backends()["cpu"])'
+        'from mmvisattn.ops.selective_scan import cpu_backend\n'
+        'print("reason", cpu_backend.load_error())'
     )
     root = Path(__file__).parents[2]
     command = [sys.executable, '-c', program]

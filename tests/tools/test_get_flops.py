@@ -3,16 +3,18 @@
 import re
 
 from mmvisattn.models.backbones import fcvit
-from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
+from mmvisattn.models.backbones.defocus_mamba import Mixer
 from mmvisattn.models.backbones.defocus_retnet import Retention
 from mmvisattn.models.backbones.defocus_vit import Attention
 from mmvisattn.models.layers import BandpassFilter
 from mmvisattn.models.layers.cells import attend_and_write_back
 from mmvisattn.models.layers.hierarchical_attention import HierarchicalBlock
 from mmvisattn.models.layers.selection import TokenSelector
+from mmvisattn.ops import inverted_bottleneck
+from mmvisattn.ops.causal_conv import CausalDepthwiseConv1d
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
-from mmvisattn.ops.filtered_attention import QUERY_BLOCK
 from mmvisattn.ops.retention import CHUNK
+from mmvisattn.ops.selective_scan import unavailable_reason
 
 import pytest
 import torch
@@ -77,9 +79,8 @@ def retention(tokens: int, dim: int, num_heads: int) -> tuple[int, int]:
 
 
 def causal_attention(tokens: int, dim: int) -> tuple[int, int]:
-    """By hand: each block of queries sees the keys up to its end."""
-    stops = [*range(QUERY_BLOCK, tokens, QUERY_BLOCK), tokens]
-    pairs = sum((stop - start) * stop for start, stop in zip([0, *stops], stops))
+    """By hand: each query sees the keys up to its own."""
+    pairs = sum(range(1, tokens + 1))
     return 2 * tokens * 4 * dim**2 + 2 * 2 * pairs * dim, tokens * 4 * dim
 
 
@@ -89,7 +90,7 @@ def test_standard_layers(device):
     assert count(grouped, 2, 6, 9, 11) == (2 * 2 * 10 * 5 * 6 * 3 * 3**2, 2 * 10 * 5 * 6)
     assert count(DepthwiseConv2d(8, 11), 1, 8, 13, 14) == (2 * 8 * 13 * 14 * 11**2, 8 * 13 * 14)
     assert count(nn.ConvTranspose2d(4, 6, 2, 2), 1, 4, 5, 7) == (2 * 5 * 7 * 4 * 6 * 2**2, 6 * 10 * 14)
-    assert count(CausalDepthwiseConv1d(8), 2, 9, 8) == (2 * 2 * 9 * 8 * 4, 2 * 9 * 8)
+    assert count(CausalDepthwiseConv1d(8, 4), 2, 9, 8) == (2 * 2 * 9 * 8 * 4, 2 * 9 * 8)
 
 
 def test_depthwise_operator(device):
@@ -144,6 +145,12 @@ def test_causal_attention(device):
     assert count(Attention(16, 2, BandpassFilter(2, 8)), 1, 600, 16) == causal_attention(600, 16)
 
 
+@pytest.mark.parametrize('decay', [False, True])
+def test_attention_to_all(decay, device):
+    attention = Attention(16, 2, BandpassFilter(2, 8, decay=decay), causal=False)
+    assert count(attention, 2, 300, 16) == (2 * (2 * 300 * 4 * 16**2 + 2 * 2 * 300**2 * 16), 2 * 300 * 4 * 16)
+
+
 @pytest.mark.parametrize('ratio', [0.25, 0.5, 1.0])
 def test_selected_attention(ratio, device):
     dim, low, high = 24, 16, int(ratio * 4) * 16
@@ -159,8 +166,10 @@ def test_selected_attention(ratio, device):
     assert counter.activations[''] == tokens * (3 * dim + dim + 2 * dim + dim)
 
 
-@pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'cpu'])
 def test_scan_counts_the_same_whatever_computes_it(backend, device, tmp_path):
+    if backend == 'cpu' and unavailable_reason('cpu'):
+        pytest.skip(unavailable_reason('cpu'))
     config = tmp_path / 'mamba.py'
     config.write_text(MAMBA.format(backend=backend))
     cost = tool._count_on(torch.device(device), str(config), (64, 48), 'backbone')
@@ -174,7 +183,7 @@ def test_scan_counts_the_same_whatever_computes_it(backend, device, tmp_path):
 
 def test_pieces_count_as_a_whole(device, monkeypatch):
     """At inference on a CPU FCViT computes large maps in pieces."""
-    monkeypatch.setattr(fcvit, 'MAX_HIDDEN_BYTES', 2**10)
+    monkeypatch.setattr(inverted_bottleneck, 'MAX_HIDDEN_BYTES', 2**10)
     size = torch.Size((96, 64))
     cost = tool._count_on(torch.device(device), 'FCViT:tiny,out_indices=0', size, 'backbone')
     flops, activations = fcvit_block(24 * 16, 32, 8)
@@ -224,6 +233,19 @@ def test_second_stage_is_counted_for_real():
     assert cost.flops['backbone'] == backbone.flops['']
     assert cost.activations['backbone'] == backbone.activations['']
     assert cost.flops['roi_head.mask_head'] > 0
+
+
+def test_what_is_wrong_for_another_reason_than_missing_values_is_told(monkeypatch):
+    devices = []
+
+    def fail(device, *args):
+        devices.append(device.type)
+        raise TypeError('a bug')
+
+    monkeypatch.setattr(tool, '_count_on', fail)
+    with pytest.raises(TypeError, match='a bug'):
+        tool.count('FCViT:tiny', (64, 64))
+    assert devices == ['meta']
 
 
 @pytest.mark.parametrize(

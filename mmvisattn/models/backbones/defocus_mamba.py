@@ -13,12 +13,13 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
-from ...ops.common import is_traced
-from ...ops.selective_scan import BACKENDS, check_finite, selective_scan, unavailable_reason
+from ...ops.causal_conv import CausalDepthwiseConv1d
+from ...ops.common import at_least_float32
+from ...ops.selective_scan import BACKENDS, scan_tokens, unavailable_reason
 from ...registry import MODELS
 from ..checks import check_numbers
 from ..export import is_exported_to_onnx
-from ..layers import at_least_float32, group_rms_norm, init_linear, rotate
+from ..layers import group_rms_norm, init_linear, rotate
 from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
@@ -45,31 +46,6 @@ class RMSNorm(nn.Module):
         """(..., C) → (..., C) in the type of the weight."""
         normed = group_rms_norm(x, x.shape[-1], self.eps)
         return normed.to(self.weight.dtype) * self.weight
-
-
-class CausalDepthwiseConv1d(nn.Conv1d):
-    """Depthwise convolution along a sequence that sees the current and the earlier tokens.
-
-    A sum of shifted products: torch's own depthwise convolution takes a hundred times longer than its forward for the
-    gradient of the weight on a CPU.
-
-    Args:
-        dim: Number of channels D.
-        kernel_size: Number of tokens that each one sees, itself included.
-    """
-
-    def __init__(self, dim: int, kernel_size: int = 4) -> None:
-        super().__init__(dim, dim, kernel_size, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) → (B, L, D)."""
-        length, taps = x.shape[1], self.kernel_size[0]
-        weight = self.weight[:, 0].to(x.dtype)
-        x = F.pad(x, (0, 0, taps - 1, 0))
-        out = torch.addcmul(self.bias.to(x.dtype), x[:, :length], weight[:, 0])
-        for i in range(1, taps):
-            out.addcmul_(x[:, i : i + length], weight[:, i])
-        return out
 
 
 class Mixer(nn.Module):
@@ -107,7 +83,7 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(entries.log().float().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.freq = nn.Parameter(((100 ** (-entries / d_state) - 0.01) / 0.99).float())
-        self.conv1d = CausalDepthwiseConv1d(d_inner)
+        self.conv1d = CausalDepthwiseConv1d(d_inner, kernel_size=4)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
         self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, d_inner)
@@ -135,12 +111,8 @@ class Mixer(nn.Module):
         delta = at_least_float32(F.linear(dt, self.dt_proj.weight)).add_(self.dt_proj.bias)
         delta = F.softplus(delta).div_(self.delta_scale)
         A = -at_least_float32(self.A_log).exp()
-        scanned = (u.mT, delta.mT, A, B.mT, C.mT)
-        y = selective_scan(*scanned, backend=self.scan_backend)  # (B, D, L)
-        # A state that is lost stays so to the end. A GPU would have to wait: there, anomaly mode tells the place.
-        if y.device.type == 'cpu' and not is_traced() and not y[..., -1:].isfinite().all():
-            check_finite(y, *scanned)
-        y = group_rms_norm(y.mT, self.group_norm_size)
+        y = scan_tokens(u, delta, A, B, C, backend=self.scan_backend)  # (B, L, D)
+        y = group_rms_norm(y, self.group_norm_size)
         y = torch.addcmul(y, self.D, u) * F.silu(at_least_float32(gate))
         return self.out_proj(y.to(x.dtype))
 

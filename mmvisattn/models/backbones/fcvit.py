@@ -14,9 +14,11 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...ops.common import is_traced
-from ...ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
-from ...ops.pointwise_conv import PointwiseConv2d, pointwise_conv2d
+from ...ops.common import channels_last_on_cpu
+from ...ops.depthwise_conv import DepthwiseConv2d
+from ...ops.global_context import global_context
+from ...ops.inverted_bottleneck import inverted_bottleneck
+from ...ops.pointwise_conv import PointwiseConv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
 from ..layers import init_linear
@@ -26,9 +28,6 @@ from .base_backbone import BaseBackbone, run_blocks
 NUM_HEADS = 8
 REDUCTION = 8
 KERNEL_SIZE = 11
-# Largest inner map of a channel mixer on a CPU. Beyond it the allocator takes fresh pages from the system every time,
-# and faulting them in costs more than the convolutions.
-MAX_HIDDEN_BYTES = 8 * 2**20
 
 
 def init_conv(module: nn.Module) -> None:
@@ -54,7 +53,6 @@ class GlobalContext(nn.Module):
 
     def __init__(self, dim: int, compete: bool = True) -> None:
         super().__init__()
-        self.head_dim = dim // NUM_HEADS
         self.compete = compete
         hidden = dim // REDUCTION
         self.fc1 = nn.Linear(dim, 2 * hidden if compete else hidden)
@@ -70,22 +68,7 @@ class GlobalContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x + GC(x)``: (B, C, H, W) → (B, C, H, W), the residual sum taken in the same pass."""
-        B, C, H, W = x.shape
-        tokens = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        pooled = tokens.mean(1)  # (B, C)
-
-        # <x, p> within each head is one product with p laid out block-diagonally, (B, C, heads): x is read once.
-        heads = torch.eye(NUM_HEADS, dtype=x.dtype, device=x.device).repeat_interleave(self.head_dim, 0)  # (C, heads)
-        similarity = torch.bmm(tokens, (pooled * self.head_dim**-0.5).unsqueeze(-1) * heads)  # (B, HW, heads)
-        similarity = similarity.float() if x.dtype in (torch.float16, torch.bfloat16) else similarity
-        std, mean = torch.std_mean(similarity, (1, 2), keepdim=True)
-        similarity = (similarity - mean) / (std + 1e-5) * self.rescale_weight + self.rescale_bias
-
-        # s[h]·v[h] likewise, and added to x on the way.
-        value = self.bottleneck(pooled)  # (B, C)
-        value = (value.unsqueeze(-1) * heads).transpose(1, 2)  # (B, heads, C)
-        out = torch.baddbmm(tokens, similarity.to(tokens.dtype), value.to(tokens.dtype))
-        return out.view(B, H, W, C).permute(0, 3, 1, 2)
+        return global_context(x, self.bottleneck, self.rescale_weight, self.rescale_bias)
 
 
 class TokenMixer(nn.Module):
@@ -132,28 +115,8 @@ class ChannelMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        if x.device.type == 'cpu' and not is_traced():
-            hidden_bytes = x.numel() // x.shape[1] * self.fc1.out_channels * x.element_size()
-            if hidden_bytes > MAX_HIDDEN_BYTES:
-                return self.forward_in_chunks(x, -(-hidden_bytes // MAX_HIDDEN_BYTES))
-        x = self.drop(self.act(self.dwconv(self.fc1(x))))
-        return self.drop(self.fc2(x))
-
-    def forward_in_chunks(self, x: Tensor, chunks: int) -> Tensor:
-        """The same over groups of hidden channels: they meet in the last convolution only."""
-        out = None
-        for fc1_weight, fc1_bias, dw_weight, dw_bias, fc2_weight in zip(
-            self.fc1.weight.chunk(chunks),
-            self.fc1.bias.chunk(chunks),
-            self.dwconv.weight.chunk(chunks),
-            self.dwconv.bias.chunk(chunks),
-            self.fc2.weight.chunk(chunks, dim=1),
-        ):
-            hidden = pointwise_conv2d(x, fc1_weight, fc1_bias)
-            hidden = self.drop(self.act(depthwise_conv2d(hidden, dw_weight, dw_bias, self.dwconv.padding[0])))
-            part = pointwise_conv2d(hidden, fc2_weight, self.fc2.bias if out is None else None)
-            out = part if out is None else out + part
-        return self.drop(out)
+        x = inverted_bottleneck(x, self.fc1, self.dwconv, self.fc2, lambda hidden: self.drop(self.act(hidden)))
+        return self.drop(x)
 
 
 class Block(nn.Module):
@@ -344,10 +307,7 @@ class FCViT(BaseBackbone):
             A map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i, at strides 4, 8, 16, 32.
         """
         self.check_input(x, min_size=2 ** self.out_indices[-1] * 2 + 1)
-        if x.device.type == 'cpu':
-            # Every operator of the network is faster on a CPU with the channels innermost.
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = self.patch_embed(x)
+        x = self.patch_embed(channels_last_on_cpu(x))
         outs = []
         for i, part in enumerate(self.network):
             x = run_blocks(part, x, self.with_cp and self.training) if i % 2 == 0 else part(x)

@@ -15,6 +15,6 @@ Memory layout: any strides are accepted. Channels-last memory, that is a contigu
 ``nn.Linear`` produces, and the layout of the result and of the gradients of ``u`` and ``delta``.
 """
 
-from .interface import BACKENDS, available_backends, check_finite, selective_scan, unavailable_reason
+from .interface import BACKENDS, available_backends, scan_tokens, selective_scan, unavailable_reason
 
-__all__ = ['BACKENDS', 'available_backends', 'check_finite', 'selective_scan', 'unavailable_reason']
+__all__ = ['BACKENDS', 'available_backends', 'scan_tokens', 'selective_scan', 'unavailable_reason']

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -125,12 +126,13 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         path = _library_path()
         if not path.exists():
+            missing = _missing_for_build()
+            if missing:
+                return None, missing
             _build(path)
         return ctypes.CDLL(str(path)), None
     except Exception as error:  # whatever goes wrong with a user's compiler, backend 'torch' remains
-        reason = _first_error_line(error)
-        logger.info('No compiled CPU kernel for selective_scan, using plain PyTorch: %s', reason)
-        return None, reason
+        return None, _first_error_line(error)
 
 
 def _first_error_line(error: Exception) -> str:
@@ -139,8 +141,28 @@ def _first_error_line(error: Exception) -> str:
     return f'it could not be compiled: {type(error).__name__}: {told}'
 
 
+def _missing_for_build() -> str | None:
+    """What of all that it takes to compile is not there."""
+    cpp_extension = _cpp_extension()
+    compiler = cpp_extension.get_cxx_compiler().split(' ')[0]  # as in CXX='ccache g++'
+    if shutil.which(compiler) is None:
+        return f'there is no C++ compiler {compiler!r} to build it; install one, or name it in CXX'
+    if not cpp_extension.is_ninja_available():
+        return 'there is no ninja to build it; pip install ninja'
+    if not any((Path(folder) / 'ATen/Parallel.h').exists() for folder in cpp_extension.include_paths()):
+        return 'this torch came without the headers to build it'
+    return None
+
+
 def unavailable_reason() -> str | None:
-    """None where the kernel can run; builds it on the first call."""
+    """Why the kernel cannot run, None where it is built or has what it takes to build it; does not build it."""
+    if _load.cache_info().currsize:  # then it is known
+        return _load()[1]
+    return None if _library_path().exists() else _missing_for_build()
+
+
+def load_error() -> str | None:
+    """Why the kernel does not run, None where it does; builds it on the first call."""
     return _load()[1]
 
 

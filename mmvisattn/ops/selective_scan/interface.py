@@ -1,25 +1,26 @@
 """The public function: checks, choice of the backend, and the connection to autograd and torch.compile."""
 
-import difflib
 import functools
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
+from ...errors import nearest
 from .. import triton_support
-from ..common import no_autocast
+from ..common import is_traced, no_autocast
 from . import cpu_backend, mamba_backend, reference, torch_backend, triton_backend
 from .common import empty_time_major, num_chunks, state_dtype
 
 BACKENDS = ('reference', 'torch', 'cpu', 'triton', 'mamba_ssm')
 
-# Backends with a forward and a backward of ours; the other two are differentiated elsewhere.
+# Backends with a forward and a backward of ours, which are in the operator; the other two are not.
 _KERNELS: dict[str, ModuleType] = {'torch': torch_backend, 'cpu': cpu_backend, 'triton': triton_backend}
+_DIFFERENTIATED_ELSEWHERE: dict[str, ModuleType] = {'reference': reference, 'mamba_ssm': mamba_backend}
 _UNAVAILABLE_REASON: dict[str, Callable[[], str | None]] = {
     'reference': lambda: None,
     'torch': lambda: None,
@@ -29,16 +30,12 @@ _UNAVAILABLE_REASON: dict[str, Callable[[], str | None]] = {
 }
 _DEVICE = {'cpu': 'cpu', 'triton': triton_support.DEVICE, 'mamba_ssm': 'cuda'}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Batch, channels, steps and state entries at which CUDA kernels are compared: one image of 1024 x 1024.
-_TRIAL_SIZE = (1, 1536, 4097, 16)
 
 logger = logging.getLogger('mmvisattn')
 
 
 def available_backends() -> dict[str, str | None]:
-    """Which backends can run here.
-
-    The first call builds the compiled CPU kernel where that is possible, which takes some seconds.
+    """Which backends can run here; that the CPU kernel compiles is seen when it is first used.
 
     Returns:
         dict[str, str | None]: For each backend None where it is available, otherwise the reason why it is not.
@@ -47,12 +44,12 @@ def available_backends() -> dict[str, str | None]:
 
 
 def unavailable_reason(backend: str) -> str | None:
-    """Why a backend, one of ``BACKENDS``, cannot run here; None where it can. Builds the CPU kernel if asked for it."""
+    """Why a backend, one of ``BACKENDS``, cannot run here; None where it can."""
     return _UNAVAILABLE_REASON[backend]()
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'auto') -> Tensor:
-    """Selective scan with the state in float32 (float64 where an input is), differentiable in all five inputs.
+    """Selective scan with the state in float32 (float64 where an input is), differentiable once in all five inputs.
 
     Inputs may have different floating point types and any strides; time-major memory is the fastest (see the package).
     NaN and infinity spread as in any operator; under ``torch.autograd.set_detect_anomaly`` they are an error.
@@ -63,8 +60,9 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
         A (Tensor): Rates of the state (D, N), usually negative.
         B (Tensor): Input weights (B, N, L).
         C (Tensor): Output weights (B, N, L).
-        backend (str): ``'reference'``, ``'torch'``, ``'cpu'``, ``'triton'``, ``'mamba_ssm'`` or ``'auto'``, which takes
-            the fastest of those that are available for the device of ``u``. Defaults to ``'auto'``.
+        backend (str): ``'reference'``, ``'torch'``, ``'cpu'``, ``'triton'``, ``'mamba_ssm'`` or ``'auto'``: on a CPU
+            ``'cpu'``, on CUDA ``'triton'``, and ``'torch'`` elsewhere and where they cannot run. An exported graph
+            keeps ``'auto'``, and chooses where it runs. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Output sequence (B, D, L), of the type of ``u``, in time-major memory.
@@ -75,17 +73,39 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
         FloatingPointError: In anomaly mode, if the result is not finite; see :func:`check_finite`.
     """
     _check_inputs(u, delta, A, B, C)
-    unsupported = mamba_backend.unsupported_reason(u, delta, A, B, C, state=A.shape[1])
-    backend = _choose_backend(backend, u.device.type, unsupported)
-    if backend in _KERNELS:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C)):
-            return _SelectiveScan.apply(u, delta, A, B, C, backend)
-        return torch.ops.mmvisattn.selective_scan(u, delta, A, B, C, backend, False)[0]
-    module = mamba_backend if backend == 'mamba_ssm' else reference
-    y = module.selective_scan(u, delta, A, B, C)
+    _check_backend(backend, u.device.type)
+    if backend not in _DIFFERENTIATED_ELSEWHERE:
+        save_states = torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C))
+        return torch.ops.mmvisattn.selective_scan(u, delta, A, B, C, backend, save_states)[0]
+    y = _DIFFERENTIATED_ELSEWHERE[backend].selective_scan(u, delta, A, B, C)
     if torch.is_anomaly_enabled():
         check_finite(y, u, delta, A, B, C)
     return y
+
+
+def scan_tokens(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = 'auto') -> Tensor:
+    """:func:`selective_scan` of sequences of tokens, (B, L, D), whose state must not be lost.
+
+    Args:
+        u (Tensor): Input sequence (B, L, D).
+        delta (Tensor): Step sizes (B, L, D).
+        A (Tensor): Rates of the state (D, N).
+        B (Tensor): Input weights (B, L, N).
+        C (Tensor): Output weights (B, L, N).
+        backend (str): See :func:`selective_scan`. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor: Output sequence (B, L, D), of the type of ``u``.
+
+    Raises:
+        FloatingPointError: On a CPU, if the state is lost to NaN or infinity; see :func:`check_finite`.
+    """
+    inputs = (u.mT, delta.mT, A, B.mT, C.mT)
+    y = selective_scan(*inputs, backend=backend)
+    # A state that is lost stays so to the end. A GPU would have to wait: there, anomaly mode tells the place.
+    if y.device.type == 'cpu' and not is_traced() and not y[..., -1:].isfinite().all():
+        check_finite(y, *inputs)
+    return y.mT
 
 
 def check_finite(y: Tensor, *inputs: Tensor) -> None:
@@ -147,96 +167,75 @@ def _check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
 
 
 @torch.compiler.assume_constant_result
-def _choose_backend(backend: str, device_type: str, mamba_unsupported: str | None) -> str:
-    """The backend to use, after all checks."""
+def _check_backend(backend: str, device_type: str) -> None:
     if backend not in ('auto', *BACKENDS):
-        near = difflib.get_close_matches(str(backend), ('auto', *BACKENDS), n=1, cutoff=0.5)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'selective_scan: unknown backend {backend!r}, allowed are {("auto", *BACKENDS)}{hint}')
+        allowed = ('auto', *BACKENDS)
+        raise ValueError(
+            f'selective_scan: unknown backend {backend!r}{nearest(str(backend), allowed)}, allowed are {allowed}'
+        )
     if backend == 'auto':
-        return _fastest_backend(device_type, mamba_unsupported is None)
+        return
     device = _DEVICE.get(backend, device_type)
-    if device != device_type:
+    shapes_alone = device_type == 'meta' and backend in _KERNELS
+    if device != device_type and not shapes_alone:
         raise ValueError(
             f"selective_scan: backend {backend!r} takes tensors on '{device}', these are on '{device_type}'; "
             "move them or use backend='auto'"
         )
-    reason = unavailable_reason(backend)
+    _raise_if(unavailable_reason(backend), backend)
+
+
+def _raise_if(reason: str | None, backend: str) -> None:
     if reason:
         raise RuntimeError(f"selective_scan: backend {backend!r} is not available here: {reason}; use backend='auto'")
-    if backend == 'mamba_ssm' and mamba_unsupported:
-        raise ValueError(f"selective_scan: backend 'mamba_ssm': {mamba_unsupported}; use backend='auto'")
-    return backend
 
 
-def _fastest_backend(device_type: str, fits_mamba: bool) -> str:
+def _kernels(backend: str, device_type: str) -> ModuleType:
+    """The module of a backend that is to compute, here and now."""
+    _check_backend(backend, device_type)  # again: a graph may have been recorded on another machine
+    if backend == 'auto':
+        backend = _default_backend(device_type)
+    elif backend == 'cpu':
+        _raise_if(cpu_backend.load_error(), backend)
+    return _KERNELS[backend]
+
+
+def _default_backend(device_type: str) -> str:
+    """What ``'auto'`` takes on a device."""
     if device_type == 'cpu':
-        return 'torch' if unavailable_reason('cpu') else 'cpu'
-    if device_type != 'cuda':
-        return 'torch'
-    available = [name for name in ('triton', 'mamba_ssm') if unavailable_reason(name) is None]
-    if not fits_mamba and 'mamba_ssm' in available:
-        available.remove('mamba_ssm')
-    if len(available) == 2:
-        return _faster_of(*available, device_type)
-    return available[0] if available else 'torch'
+        reason = cpu_backend.load_error()
+        if reason:
+            _warn_of_slow_scan(reason)
+        return 'torch' if reason else 'cpu'
+    return 'triton' if device_type == 'cuda' and unavailable_reason('triton') is None else 'torch'
 
 
 @functools.cache
-def _faster_of(first: str, second: str, device_type: str) -> str:
-    """Time two backends once, forward and backward."""
-    batch, dim, length, state = _TRIAL_SIZE
-    seconds = {}
-    with torch.inference_mode(False), torch.enable_grad():
-        generator = torch.Generator(device_type).manual_seed(0)
-
-        def sequence(channels: int) -> Tensor:
-            return torch.randn(batch, length, channels, generator=generator, device=device_type).transpose(1, 2)
-
-        A = -torch.arange(1.0, state + 1, device=device_type).repeat(dim, 1)
-        inputs = [sequence(dim), sequence(dim).sigmoid(), A, sequence(state), sequence(state)]
-        inputs = [x.requires_grad_() for x in inputs]
-        for name in (first, second):
-            times = []
-            for _ in range(4):  # the first one compiles
-                start = time.perf_counter()
-                grads = torch.autograd.grad(selective_scan(*inputs, backend=name).sum(), inputs)
-                grads[2].sum().item()  # waits for the device
-                times.append(time.perf_counter() - start)
-            seconds[name] = min(times)
-    told = ', '.join(f'{name} {1e3 * value:.2f} ms' for name, value in seconds.items())
-    fastest = min(seconds, key=seconds.get)
-    logger.info('selective_scan on %s: backend auto takes %s (measured: %s)', device_type, fastest, told)
-    return fastest
+def _warn_of_slow_scan(reason: str) -> None:
+    logger.warning('selective_scan: without the compiled CPU kernel plain PyTorch takes its place: %s', reason)
 
 
-# ------------------------------------------------------------------------------------------- autograd and torch.compile
+# ---------------------------------------------------------------------------------------------------------- operators
 
-# Custom operators, because torch.compile must see the scan as one operation: traced, its loop would be unrolled.
-_library = torch.library.Library('mmvisattn', 'FRAGMENT')
-_library.define(
-    'selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, str backend, bool save_states) '
-    '-> (Tensor, Tensor)'
-)
-_library.define(
-    'selective_scan_backward(Tensor grad_y, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor states, '
-    'str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
-)
+# Operators, because torch.compile must see the scan as one operation: traced, its loop would be unrolled.
 
 
+@torch.library.custom_op('mmvisattn::selective_scan', mutates_args=())
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str, save_states: bool
 ) -> tuple[Tensor, Tensor]:
+    """The result, and the states before each chunk for the backward; no states without ``save_states``."""
     if u.numel() == 0 or A.numel() == 0:
         y, states = _forward_shapes(u, delta, A, B, C, backend, save_states)
         return y.zero_(), states
     with no_autocast(u.device):
-        y, states = _KERNELS[backend].forward(u, delta, A, B, C, save_states)
+        y, states = _kernels(backend, u.device.type).forward(u, delta, A, B, C, save_states)
     if torch.is_anomaly_enabled():
         check_finite(y, u, delta, A, B, C)
     return y, states
 
 
+@_forward.register_fake
 def _forward_shapes(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str, save_states: bool
 ) -> tuple[Tensor, Tensor]:
@@ -246,15 +245,18 @@ def _forward_shapes(
     return empty_time_major(u), states
 
 
+@torch.library.custom_op('mmvisattn::selective_scan_backward', mutates_args=())
 def _backward(
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, states: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the five inputs."""
     if u.numel() == 0 or A.numel() == 0:
         return tuple(x.zero_() for x in _backward_shapes(grad_y, u, delta, A, B, C, states, backend))
     with no_autocast(u.device):
-        return _KERNELS[backend].backward(grad_y, u, delta, A, B, C, states)
+        return _kernels(backend, u.device.type).backward(grad_y, u, delta, A, B, C, states)
 
 
+@_backward.register_fake
 def _backward_shapes(
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, states: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -267,24 +269,39 @@ def _backward_shapes(
     )
 
 
-for _name, _function, _shapes in (
-    ('selective_scan', _forward, _forward_shapes),
-    ('selective_scan_backward', _backward, _backward_shapes),
-):
-    _library.impl(_name, _function, 'CompositeExplicitAutograd')
-    _library.impl(_name, _shapes, 'Meta')
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.backend, ctx.save_states = inputs
+    states = output[1]
+    ctx.mark_non_differentiable(states)
+    ctx.set_materialize_grads(False)  # that of the states would be zeros of their size
+    ctx.save_for_backward(*tensors, states)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> Tensor:
-        y, states = torch.ops.mmvisattn.selective_scan(u, delta, A, B, C, backend, True)
-        ctx.save_for_backward(u, delta, A, B, C, states)
-        ctx.backend = backend
-        return y
+def _gradients(
+    ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor, grad_states: None
+) -> tuple[Tensor | None, ...]:
+    if grad_y is None:  # nothing depends on the result
+        return (None,) * len(ctx.needs_input_grad)
+    if not ctx.save_states:
+        raise RuntimeError(
+            'selective_scan: the graph was recorded without gradients, so there are no states to compute them from; '
+            'record it again with inputs that require them'
+        )
+    return (*torch.ops.mmvisattn.selective_scan_backward(grad_y, *ctx.saved_tensors, ctx.backend), None, None)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        grads = torch.ops.mmvisattn.selective_scan_backward(grad_y, *ctx.saved_tensors, ctx.backend)
-        return (*grads, None)
+
+def _no_second_gradients(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> None:
+    raise RuntimeError("selective_scan is once differentiable; use backend='reference' for second derivatives")
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_no_second_gradients)
+
+
+@register_flop_formula(torch.ops.mmvisattn.selective_scan)
+def _flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args, **kwargs) -> int:
+    """Seven for each step, channel and state entry, one for each step and channel; u is (B, D, L), A (D, N).
+
+    They are δ·A, its exponential, decay·h, the product with B and its sum, the product with C and its sum; and δ·u.
+    """
+    return prod(u) * (7 * A[1] + 1)

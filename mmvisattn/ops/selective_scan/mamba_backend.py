@@ -35,6 +35,9 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     """Selective scan by mamba-ssm; see :func:`mmvisattn.ops.selective_scan.selective_scan`."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
+    unsupported = unsupported_reason(u, delta, A, B, C, state=A.shape[1])
+    if unsupported:
+        raise ValueError(f"selective_scan: backend 'mamba_ssm': {unsupported}; use backend='auto'")
     # the kernel wants one type for everything but A
     dtype = u.dtype if u.dtype == delta.dtype == B.dtype == C.dtype else torch.float32
     with no_autocast(u.device):

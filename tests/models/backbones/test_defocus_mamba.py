@@ -4,10 +4,9 @@ import sys
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba
-from mmvisattn.models.backbones import defocus_mamba as module
-from mmvisattn.models.backbones.defocus_mamba import CausalDepthwiseConv1d, Mixer
+from mmvisattn.models.backbones.defocus_mamba import Mixer
 from mmvisattn.models.layers.patch_sequence import to_sequence
-from mmvisattn.ops.selective_scan import mamba_backend
+from mmvisattn.ops.selective_scan import interface, mamba_backend
 from mmvisattn.testing import golden_image, load_golden_weights
 
 import pytest
@@ -126,8 +125,8 @@ def test_mixer_equals_the_authors(dtype, monkeypatch):
         seen.update(u=u, delta=delta, A=A, B=B, C=C, y=y)
         return y
 
-    original = module.selective_scan
-    monkeypatch.setattr(module, 'selective_scan', scan)
+    original = interface.selective_scan
+    monkeypatch.setattr(interface, 'selective_scan', scan)
     x = torch.from_numpy(golden['x']).to(dtype).requires_grad_()
     out = mixer(x)
     torch.testing.assert_close(out, expected_of(golden, 'out', dtype), **TOLERANCES[dtype])
@@ -249,19 +248,6 @@ def test_arch_settings_stay_as_they_are():
     before = {name: dict(sizes) for name, sizes in DefocusMamba.arch_settings.items()}
     scales_of('large', pretrain_size=64, rope_scale=3.0)
     assert DefocusMamba.arch_settings == before
-
-
-@pytest.mark.parametrize('length', [1, 2, 3, 11])
-def test_causal_convolution_equals_torchs(length):
-    torch.manual_seed(0)
-    conv = CausalDepthwiseConv1d(6).double()
-    x = torch.randn(2, length, 6, dtype=torch.double, requires_grad=True)
-    expected = F.conv1d(x.mT, conv.weight, conv.bias, padding=3, groups=6)[..., :length].mT
-    out = conv(x)
-    torch.testing.assert_close(out, expected)
-    grad = torch.randn_like(out)
-    tensors = (x, conv.weight, conv.bias)
-    torch.testing.assert_close(torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad))
 
 
 @pytest.mark.parametrize(
