@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..registry import MODELS
-from .checks import check_numbers
-from .layers import at_least_float32
+from ...errors import UserError
+from ...registry import MODELS
+from ..checks import check_numbers
+from ..layers import at_least_float32
 
 
 @MODELS.register_module()

@@ -1,0 +1,3 @@
+from .class_presence_head import ClassPresenceHead
+
+__all__ = ['ClassPresenceHead']
