@@ -48,7 +48,6 @@ def test_goes_on_where_it_stopped(commands, tmp_path):
     assert '--resume' in words and 'tools/test.py' in test_words and test.start.checkpoint in test_words
     size = next(word for word in words if word.startswith('train_dataloader.batch_size='))
     assert int(size.split('=')[1]) * demo.PROCESSES == 8
-    assert 'train_cfg.max_iters=300' in words and 'train_cfg.max_epochs=3' in after.start.command()
     assert ('torch.distributed.run' in words) == (demo.PROCESSES > 1)
 
     test.start.run()

@@ -10,7 +10,7 @@ TOKEN_ORDERS = ('window', 'raster')
 
 
 def window_grid(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, int]:
-    """Number of windows down and across, and of tokens up to the last real one, in window order."""
+    """Number of windows down and across, and of tokens up to the last valid one, in window order."""
     (height, width), (wh, ww) = size, window
     rows, cols = -(-height // wh), -(-width // ww)
     last_row, last_col = height - (rows - 1) * wh, width - (cols - 1) * ww
@@ -59,7 +59,7 @@ class PatchSequence(nn.Module):
 
     In ``'window'`` order the image is zero-padded at the bottom and right to a multiple of the size of pretraining, and
     the patches of one such square follow each other, so that a network meets the sequences that it was pretrained on.
-    In ``'raster'`` order the image is padded to whole patches. Padding after the last real patch is left out: causal
+    In ``'raster'`` order the image is padded to whole patches. Padding after the last valid patch is left out: causal
     networks cannot see it.
 
     Args:

@@ -48,8 +48,8 @@ def depthwise_conv2d(
         padding (int): Zeros added on each side, in pixels. Defaults to 0.
         backend (str): ``'native'``, ``'torch'``, ``'triton'`` or ``'auto'``. For kernels from 5×5 on ``'auto'`` takes
             ``'torch'`` on a CPU if they are being trained, and on CUDA ``'triton'``, if it is there, for maps in
-            channels-last memory; in all other cases ``'native'``. That is a fixed rule: which one is the fastest
-            depends on the GPU; ``tools/analysis/benchmark_operators.py depthwise`` measures it. Defaults to ``'auto'``.
+            channels-last memory; in all other cases ``'native'``. A fixed rule: which is the fastest depends on the
+            GPU. Defaults to ``'auto'``.
 
     Returns:
         Tensor: (B, C, H + 2·padding − k + 1, W + 2·padding − l + 1), in the memory format of ``x``.
