@@ -33,6 +33,7 @@ $(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
 lint: .venv/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 CONSTRAINTS := requirements/constraints.txt
 EXTRAS := det,seg,lite,tests

@@ -10,6 +10,6 @@ from pathlib import Path
 
 from mmvisattn.__main__ import SCRIPT
 
-__package__ = None  # as of any script
+__package__ = None  # type: ignore[assignment]  # as of any script
 __file__ = sys.argv[0] = os.environ[SCRIPT]
 exec(compile(Path(__file__).read_bytes(), __file__, 'exec'))

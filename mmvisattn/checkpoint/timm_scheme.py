@@ -51,10 +51,12 @@ def load_from_timm(filename: str, map_location: str | torch.device | None = None
 
 def _tell_normalisation(name: str) -> None:
     pretrained_cfg = timm.get_pretrained_cfg(name)
-    mean, std = tuple(pretrained_cfg.mean), tuple(pretrained_cfg.std)
-    if (mean, std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+    if pretrained_cfg is None:
         return
-    mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
+    given = tuple(pretrained_cfg.mean), tuple(pretrained_cfg.std)
+    if given == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+        return
+    mean, std = ([round(255 * value, 3) for value in values] for values in given)
     print_log(
         f'{name} was pretrained on images normalised with mean {mean} and std {std} (RGB, of 255), not with those of '
         f'ImageNet; set `model.data_preprocessor.mean={mean}` and `model.data_preprocessor.std={std}`',

@@ -30,7 +30,7 @@ class _HookFinder(MetaPathFinder):
                     execute(module)
 
             # On the instance, so that the loader keeps its type and everything else it can do.
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

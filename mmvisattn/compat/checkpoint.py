@@ -41,8 +41,7 @@ def install() -> str:
 def _load_safely(module: ModuleType) -> Iterator[None]:
     yield
     # All of mmengine's loaders are in this one module and say torch.load or load_url.
-    module.torch = _SafeTorch('torch')
-    module.load_url = load_url
+    vars(module).update(torch=_SafeTorch('torch'), load_url=load_url)
 
 
 class _SafeTorch(ModuleType):
@@ -106,7 +105,7 @@ def load_url(url: str, model_dir: str | None = None, map_location: Any = None, p
 
 
 @functools.cache
-def allowed() -> list[type | tuple[Callable, str]]:
+def allowed() -> list[Callable | tuple[Callable, str]]:
     """What checkpoints may hold besides what torch itself allows, in the form of torch's ``add_safe_globals``."""
     import numpy as np
     from mmengine.config import ConfigDict

@@ -8,12 +8,14 @@ has read everything, the write of more than the pipe holds (64 KiB on Linux) wai
 (https://github.com/python/cpython/issues/118981).
 """
 
+import importlib
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 
 def install() -> str:
@@ -23,7 +25,8 @@ def install() -> str:
         What was done.
     """
     methods = set(multiprocessing.get_all_start_methods()) - {'fork'}
-    for context in (multiprocessing, *map(multiprocessing.get_context, methods)):
+    contexts: list[Any] = [multiprocessing, *map(multiprocessing.get_context, methods)]
+    for context in contexts:
         ForkingPickler.register(context.Process, _reduce)
     if sys.platform != 'win32' and sys.version_info < (3, 13, 8):
         _end_with_the_child()
@@ -40,9 +43,10 @@ def _new(process: type[BaseProcess]) -> BaseProcess:
 
 
 def _end_with_the_child() -> None:
-    from multiprocessing import popen_spawn_posix
+    # What follows is private to the standard library, which typeshed leaves out in part.
+    module: Any = importlib.import_module('multiprocessing.popen_spawn_posix')
 
-    class Popen(popen_spawn_posix.Popen):
+    class Popen(module.Popen):
         def _launch(self, process_obj: BaseProcess) -> None:
             try:
                 super()._launch(process_obj)
@@ -65,4 +69,4 @@ def _end_with_the_child() -> None:
                 os.dup2(nowhere, end, inheritable=False)
             os.close(nowhere)
 
-    popen_spawn_posix.Popen = Popen
+    module.Popen = Popen

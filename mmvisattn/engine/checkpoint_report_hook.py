@@ -1,5 +1,7 @@
 """Say what a checkpoint fills when the runner loads, tests or resumes from it."""
 
+from typing import cast
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -24,7 +26,7 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
         UserError: If no key of the file fits the model.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = cast(nn.Module, model.module)
     given = weights_of(checkpoint)
     weights = filter_weights(model, given)
     expected = model.state_dict()

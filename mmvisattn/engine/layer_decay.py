@@ -1,5 +1,7 @@
 """Layer-wise learning-rate decay for any backbone that knows its own depth."""
 
+from typing import Any
+
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
@@ -61,8 +63,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         undecayed = {
             f'{place}.{name}' if place else name
             for place, backbone in find_backbones(model).items()
-            if hasattr(backbone, 'no_weight_decay')
-            for name in backbone.no_weight_decay()
+            for name in getattr(backbone, 'no_weight_decay', set)()
         }
         names = {param: name for name, param in model.named_parameters()}
         for group in params:
@@ -72,7 +73,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 group['weight_decay'] = 0.0
 
     def _decay(self, params: list[dict], model: nn.Module) -> None:
-        backbones = {name: part for name, part in find_backbones(model).items() if hasattr(part, 'get_layer_depth')}
+        backbones: dict[str, Any] = {
+            name: part for name, part in find_backbones(model).items() if hasattr(part, 'get_layer_depth')
+        }
         if not backbones:
             kinds = {type(part).__name__ for part in find_backbones(model).values()} or {type(model).__name__}
             raise UserError(

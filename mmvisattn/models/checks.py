@@ -24,7 +24,10 @@ class Rule(NamedTuple):
     def accepts(self, value: object) -> bool:
         """Whether a value is such a number; booleans, infinity and NaN are not."""
         kind = Integral if self.whole else Real
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and self.holds(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        number = float(value)
+        return math.isfinite(number) and self.holds(number)
 
 
 COUNT = Rule(lambda n: n >= 1, 'an integer from 1', whole=True)
@@ -75,7 +78,7 @@ def check_numbers(owner: str, **arguments: object) -> None:
             raise UserError(f'{owner}: `{name}` is {value!r}; it must be {RULES[name].allowed}')
 
 
-def check_sequences(owner: str, **arguments: object) -> None:
+def check_sequences(owner: str, **arguments: Sequence) -> None:
     """Refuse what is not a sequence, or sequences of different length, or with a wrong number in them.
 
     Args:

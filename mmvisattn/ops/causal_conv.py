@@ -36,6 +36,8 @@ class CausalDepthwiseConv1d(nn.Conv1d):
         kernel_size (int): Number of tokens that each one sees, itself included.
     """
 
+    bias: nn.Parameter  # there always is one
+
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels)
 

@@ -50,7 +50,7 @@ def _in_chunks(
     chunks: int,
 ) -> Tensor:
     """The same over groups of hidden channels: they meet in the last convolution only, as terms of its sum."""
-    out = None
+    out: Tensor | None = None
     for expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight in zip(
         expand.weight.chunk(chunks),
         expand.bias.chunk(chunks),
@@ -59,8 +59,9 @@ def _in_chunks(
         project.weight.chunk(chunks, dim=1),
     ):
         hidden = pointwise_conv2d(x, expand_weight, expand_bias)
-        hidden = activation(depthwise_conv2d(hidden, depthwise_weight, depthwise_bias, depthwise.padding[0]))
+        hidden = activation(depthwise_conv2d(hidden, depthwise_weight, depthwise_bias, depthwise.kernel_size[0] // 2))
         tokens = hidden.permute(0, 2, 3, 1).flatten(0, 2)  # (BHW, channels of the group)
         kernel = project_weight.flatten(1)  # (D, channels of the group)
         out = F.linear(tokens, kernel, project.bias) if out is None else torch.addmm(out, tokens, kernel.t())
+    assert out is not None  # there is a group
     return out.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)

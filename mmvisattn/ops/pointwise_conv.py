@@ -34,6 +34,8 @@ class PointwiseConv2d(nn.Conv2d):
         out_channels (int): Number of channels that go out.
     """
 
+    bias: nn.Parameter  # there always is one
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 

@@ -1,10 +1,12 @@
 """FCViT written out formula by formula, in NCHW and with torch's own operators."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.backbones.fcvit import NUM_HEADS, Block, FCViT, GlobalContext
+from ..models.backbones.fcvit import NUM_HEADS, FCViT, GlobalContext
 
 
 class PlainFCViT(nn.Module):
@@ -26,15 +28,15 @@ class PlainFCViT(nn.Module):
             if i % 2:
                 x = part(x)
                 continue
-            for module in part:
+            for module in part.children():
                 x = block(module, x)
             if i // 2 in self.network.out_indices:
                 outs.append(getattr(self.network, f'norm{i}')(x))
         return tuple(outs)
 
 
-def block(module: Block, x: Tensor) -> Tensor:
-    """A block: (B, C, H, W) → (B, C, H, W)."""
+def block(module: Any, x: Tensor) -> Tensor:
+    """A :class:`~mmvisattn.models.backbones.fcvit.Block`: (B, C, H, W) → (B, C, H, W)."""
     mixer = module.token_mixer
     y = module.norm1(x)
     y = y + global_context(mixer.gc1, y)
@@ -42,8 +44,8 @@ def block(module: Block, x: Tensor) -> Tensor:
     y = y + global_context(mixer.gc2, y)
     y = F.gelu(mixer.fc2(_depthwise(mixer.dw2, y)))
     x = x + module.layer_scale_1.view(-1, 1, 1) * y
-    mixer = module.channel_mixer
-    y = mixer.fc2(F.gelu(_depthwise(mixer.dwconv, mixer.fc1(module.norm2(x)))))
+    mlp = module.channel_mixer
+    y = mlp.fc2(F.gelu(_depthwise(mlp.dwconv, mlp.fc1(module.norm2(x)))))
     return x + module.layer_scale_2.view(-1, 1, 1) * y
 
 
@@ -74,6 +76,6 @@ def _depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def gradients(network: nn.Module, outs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The gradient of the sum of the outputs' mean squares with respect to every parameter, by its name."""
-    loss = sum(out.square().mean() for out in outs)
+    loss = sum((out.square().mean() for out in outs), outs[0].new_zeros(()))
     grads = torch.autograd.grad(loss, list(network.parameters()))
     return dict(zip((name for name, _ in network.named_parameters()), grads))

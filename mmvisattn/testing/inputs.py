@@ -1,9 +1,11 @@
 """Random inputs for backbones and for whole models."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import nn
 
 OBJECTS = 8  # in each image that a detector is given
@@ -32,7 +34,7 @@ def random_inputs(network: nn.Module, batch: int, size: tuple[int, int], device:
     return images, [sample.to(device) for sample in samples]
 
 
-def _detection_sample(network: nn.Module, size: tuple[int, int]) -> object:
+def _detection_sample(network: nn.Module, size: tuple[int, int]) -> BaseDataElement:
     """Boxes of a tenth to a half of the image's sides, with masks that fill them."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -52,8 +54,9 @@ def _detection_sample(network: nn.Module, size: tuple[int, int]) -> object:
     return DetDataSample(gt_instances=objects, ignored_instances=nothing)
 
 
-def _segmentation_sample(network: nn.Module, size: tuple[int, int]) -> object:
+def _segmentation_sample(network: nn.Module, size: tuple[int, int]) -> BaseDataElement:
     """A class by chance for each pixel."""
     from mmseg.structures import SegDataSample
 
-    return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(network.num_classes, (1, *size))))
+    labels = torch.randint(cast(int, network.num_classes), (1, *size))
+    return SegDataSample(gt_sem_seg=PixelData(data=labels))

@@ -1,5 +1,8 @@
 """Networks in their plain formulation: the same formulas, one by one, with torch's and torchvision's operators."""
 
+from collections.abc import Callable
+from typing import Any
+
 from mmcv.ops import RoIAlign
 from torch import nn
 
@@ -7,7 +10,7 @@ from ..models.backbones import DefocusMamba, FCViT
 from .defocus import PlainDefocusMamba
 from .fcvit import PlainFCViT
 
-REFERENCES = {FCViT: PlainFCViT, DefocusMamba: PlainDefocusMamba}
+REFERENCES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {FCViT: PlainFCViT, DefocusMamba: PlainDefocusMamba}
 
 
 def to_reference(network: nn.Module) -> nn.Module | None:
@@ -17,9 +20,10 @@ def to_reference(network: nn.Module) -> nn.Module | None:
     """
     if type(network) in REFERENCES:
         return REFERENCES[type(network)](network)
-    if type(getattr(network, 'backbone', None)) not in REFERENCES:
+    backbone: Any = getattr(network, 'backbone', None)
+    if type(backbone) not in REFERENCES:
         return None
-    network.backbone = to_reference(network.backbone)
+    network.backbone = REFERENCES[type(backbone)](backbone)
     for module in network.modules():
         if isinstance(module, RoIAlign):
             module.use_torchvision = True

@@ -122,7 +122,7 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
             attend_and_write_back(block, low, cells, selector(relevance(q, k, low_grid)))
 
-    high = gather_cells(cells, selector(relevance(q, k, low_grid)).index)
+    high = gather_cells(cells, selector(relevance(q, k, low_grid)).indices)
     steps = dict(layer=layer, both=layer_and_selection)
     counted = {name: flops(step) for name, step in steps.items()}
     times = times_in_turn(steps, args.rounds * 3, args.device)

@@ -47,7 +47,7 @@ def compiled() -> bool:
 
 def supplied() -> dict[str, Callable]:
     """The functions that are implemented here, by their name in ``mmcv._ext``."""
-    functions = {}
+    functions: dict[str, Callable] = {}
     for name in MODULES:
         module = importlib.import_module(f'{__name__}.{name}')
         functions.update(
@@ -63,6 +63,7 @@ def supplied() -> dict[str, Callable]:
 def asked_for() -> set[str]:
     """Every name that the installed ``mmcv.ops`` takes from ``mmcv._ext``, read from its source."""
     mmcv = importlib.util.find_spec('mmcv')
+    assert mmcv is not None and mmcv.origin is not None  # it is installed, and a package
     names = set()
     for file in Path(mmcv.origin).parent.joinpath('ops').glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
@@ -102,4 +103,4 @@ class _ExtFinder(MetaPathFinder, Loader):
                 raise AttributeError(f'module {NAME!r} has no attribute {name!r}')
             return _missing(name)
 
-        module.__getattr__ = __getattr__
+        vars(module)['__getattr__'] = __getattr__

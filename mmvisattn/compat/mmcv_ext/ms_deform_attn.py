@@ -63,10 +63,10 @@ def _attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
     value, locations, weights = widen(value), widen(locations), widen(weights)
     batch, _, heads, dim = value.shape
     queries = locations.size(1)
-    shapes = shapes.tolist()
+    sizes = shapes.tolist()
     output = value.new_zeros(batch * heads, dim, queries)
-    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
-    for level, ((h, w), level_value) in enumerate(zip(shapes, levels, strict=True)):
+    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in sizes], dim=-1)
+    for level, ((h, w), level_value) in enumerate(zip(sizes, levels, strict=True)):
         grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)  # (B*heads, Q, points, 2)
         weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*heads, Q, points)
         samples = F.grid_sample(

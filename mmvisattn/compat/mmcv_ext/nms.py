@@ -63,7 +63,7 @@ def softnms(
     table[:, 4] = scores.detach().float().numpy()
     table[:, 5] = (corners[:, 2] - corners[:, 0] + offset) * (corners[:, 3] - corners[:, 1] + offset)
     order = np.arange(len(table))
-    threshold, sigma, min_score = float32(iou_threshold), float32(sigma), float32(min_score)
+    threshold, variance, least = float32(iou_threshold), float32(sigma), float32(min_score)
 
     picked, alive = 0, len(table)
     while picked < alive:
@@ -80,13 +80,13 @@ def softnms(
         with np.errstate(divide='ignore', invalid='ignore'):
             iou = intersection / (pick[5] + rest[:, 5] - intersection)
         if method == GAUSSIAN:
-            rest[:, 4] *= np.exp(-(iou * iou) / sigma)
+            rest[:, 4] *= np.exp(-(iou * iou) / variance)
         else:
             factor = 0 if method == NAIVE else 1 - iou
             rest[:, 4] *= np.where(iou >= threshold, factor, 1)
 
         # A dropped box gives its place to the last one; this decides which of equal scores comes first.
-        dropped = rest[:, 4] < min_score
+        dropped = rest[:, 4] < least
         left = int((~dropped).sum())
         if left < len(rest):
             holes = picked + np.flatnonzero(dropped[:left])

@@ -1,5 +1,6 @@
 """RoIAlign (arXiv 1703.06870) as ``mmcv._ext`` offers it, averaging or taking the maximum of the samples in a bin."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -66,9 +67,8 @@ def roi_align_forward(
         y, used_y = y_axis.positions(index, size_y)  # (n, aligned_height, size_y)
         x, used_x = x_axis.positions(index, size_x)
         plane = batch[index][:, None, None, None]
-        values = 0  # (n, aligned_height, aligned_width, size_y * size_x, C)
-        for place, weight in _corners(y, x, height, width):
-            values = values + weight[..., None] * planes[plane, place]
+        parts = (weight[..., None] * planes[plane, place] for place, weight in _corners(y, x, height, width))
+        values = functools.reduce(torch.add, parts)  # (n, aligned_height, aligned_width, size_y * size_x, C)
         unused = ~_outer(used_y, used_x, torch.logical_and)
         value, at = values.masked_fill_(unused[..., None], -torch.inf).max(3)
         output[index] = value.permute(0, 3, 1, 2).to(output.dtype)
@@ -148,7 +148,8 @@ def _spread_average(
         pixel = _outer(row * width, column, torch.add) + batch[index, None, None, None] * (height * width)
         weight = _outer(weight_y, weight_x, torch.mul)
         used = weight.flatten().nonzero().squeeze(1)
-        shares.append(tuple(part.flatten()[used] for part in (pixel, number[index].expand_as(pixel), weight)))
+        source = number[index].expand_as(pixel)
+        shares.append((pixel.flatten()[used], source.flatten()[used], weight.flatten()[used]))
     pixel, source, weight = (torch.cat(parts) for parts in zip(*shares))
     pixel, order = pixel.sort()
     first = torch.searchsorted(pixel, torch.arange(images * height * width))

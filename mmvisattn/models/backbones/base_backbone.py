@@ -1,11 +1,13 @@
 """The constructor contract that every backbone of this package keeps."""
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
+from timm.layers import calculate_drop_path_rates
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -40,6 +42,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     patch_weight = 'patch_embed.proj.weight'
     # What of the network follows from height and width, so that an exported graph is for one size; None for nothing.
     bound_to_size: str | None = None
+    init_cfg: dict | list[dict] | None
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
             )
 
     @abstractmethod
-    def stage_modules(self, stage: int) -> list[nn.Module | nn.Parameter]:
+    def stage_modules(self, stage: int) -> Sequence[nn.Module | nn.Parameter]:
         """The parts that freezing ``stage`` fixes; stage 0 is the stem."""
 
     def no_weight_decay(self) -> set[str]:
@@ -210,7 +213,12 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         return self
 
 
-def run_blocks(blocks: Sequence[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Drop path rates of ``depth`` blocks, which rise linearly from 0 to ``rate``."""
+    return cast(list[float], calculate_drop_path_rates(rate, depth))
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
     for block in blocks:
         x = checkpointing.run(block, x, with_cp=with_cp)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
@@ -20,6 +20,7 @@ from ...registry import MODELS
 from ..checks import check_numbers
 from ..export import is_exported_to_onnx
 from ..layers import group_rms_norm, init_linear, rotate
+from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 # Range of Δ that the bias of its projection starts from, one value a channel.
@@ -218,7 +219,7 @@ class DefocusMamba(SequenceBackbone):
         embed_dims, depth, pretrain_size = (sizes.pop(name) for name in ('embed_dims', 'depth', 'pretrain_size'))
         blocks = [
             Block(embed_dims, Mixer(embed_dims, **sizes, scan_backend=scan_backend), rate)
-            for rate in calculate_drop_path_rates(drop_path_rate, depth)
+            for rate in drop_path_rates(drop_path_rate, depth)
         ]
         super().__init__(
             embed_dims,

@@ -35,7 +35,9 @@ class Retention(nn.Module):
         """(B, L, C) → (B, L, C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
         q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
-        out = chunkwise_retention(q, k, v, self.bandpass.rate())
+        rate = self.bandpass.rate()
+        assert rate is not None  # there is always a decay in retention
+        out = chunkwise_retention(q, k, v, rate)
         out = group_rms_norm(out.transpose(1, 2), out.shape[-1]).flatten(2)
         return self.proj(out.to(x.dtype) * F.silu(self.gate(x)))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -22,7 +22,7 @@ from ...ops.pointwise_conv import PointwiseConv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
 from ..layers import init_linear
-from .base_backbone import BaseBackbone, run_blocks
+from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
 
 # Fixed in every released model.
 NUM_HEADS = 8
@@ -40,7 +40,8 @@ def init_conv(module: nn.Module) -> None:
         if isinstance(part, nn.Conv2d):
             fan_out = part.weight[0, 0].numel() * part.out_channels // part.groups
             nn.init.normal_(part.weight, std=(2 / fan_out) ** 0.5)
-            nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 class GlobalContext(nn.Module):
@@ -242,7 +243,7 @@ class FCViT(BaseBackbone):
         self.with_cp = with_cp
         self.depths = depths[: self.out_indices[-1] + 1]
 
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0], kernel_size=7, stride=4)
         self.network = nn.ModuleList()  # stage, step down, stage, … as the released files number them
         for stage, depth in enumerate(self.depths):
@@ -310,7 +311,7 @@ class FCViT(BaseBackbone):
         x = self.patch_embed(channels_last_on_cpu(x))
         outs = []
         for i, part in enumerate(self.network):
-            x = run_blocks(part, x, self.with_cp and self.training) if i % 2 == 0 else part(x)
+            x = run_blocks(part.children(), x, self.with_cp and self.training) if i % 2 == 0 else part(x)
             if i % 2 == 0 and i // 2 in self.out_indices:
                 outs.append(getattr(self, f'norm{i}')(x))
         return tuple(outs)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -22,9 +22,9 @@ from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.cells import Tiling, attend_and_write_back
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock
-from ..layers.padding import content_size, is_inside, resample_positions
+from ..layers.padding import content_size, divide_up, is_inside, resample_positions
 from ..layers.selection import Relevance, TokenSelector
-from .base_backbone import BaseBackbone
+from .base_backbone import BaseBackbone, drop_path_rates
 
 
 @MODELS.register_module()
@@ -141,7 +141,7 @@ class FlexViT(BaseBackbone):
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
             for i in range(depth)
@@ -157,7 +157,7 @@ class FlexViT(BaseBackbone):
         """Patch and position embedding (stage 0), or a layer counted from 1; the norms go with the last."""
         if stage == 0:
             return [self.patch_embed, self.pos_embed]
-        parts = [self.blocks[stage - 1]]
+        parts: list[nn.Module | nn.Parameter] = [self.blocks[stage - 1]]
         if stage == len(self.blocks):
             parts += [getattr(self, name) for name in ('norm', 'norm_high') if hasattr(self, name)]
         return parts
@@ -188,21 +188,22 @@ class FlexViT(BaseBackbone):
         self.check_input(x, min_size=1)
         if torch.jit.is_tracing():
             x = x.expand(-1, -1, *map(int, x.shape[2:]))  # the graph is for this size, and fails at another
-        size = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
-        low_size = tuple(-(-n // self.zoom) for n in size)
-        step = self.patch_size * self.zoom * self.cell_size
-        padded = tuple(-(-n // step) * step for n in x.shape[-2:])
-        low_grid = tuple(n // (self.patch_size * self.zoom) for n in padded)
-        high_grid = tuple(n * self.zoom for n in low_grid)
+        size = divide_up(x.shape[-2:], self.patch_size)
+        low_size = divide_up(size, self.zoom)
+        rows, columns = divide_up(low_size, self.cell_size)  # of cells
+        low_grid = rows * self.cell_size, columns * self.cell_size
+        high_grid = low_grid[0] * self.zoom, low_grid[1] * self.zoom
         shown, valid, valid_cells = self.find_content(x, low_grid)
-        x = F.pad(x, (0, padded[1] - x.shape[3], 0, padded[0] - x.shape[2]))
+        height, width = (n * self.patch_size for n in high_grid)
+        x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
         low = self.embed(F.avg_pool2d(x, self.zoom), shown)  # (B, Hl, Wl, C)
         high = None if self.low_only else self.embed(x, None if shown is None else shown * self.zoom)
         low, high, q, k = self.forward_plain(low.flatten(1, 2), high, low_grid)  # low (B, N, C)
 
         tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
-        cells = None if high is None else tiling.split(high)  # (B, cells, t, C)
+        if high is not None:
+            cells = tiling.split(high)  # (B, cells, t, C)
         for block in self.blocks[self.num_plain_layers :]:
             selection = self.selector(self.relevance(q, k, low_grid, valid), valid, valid_cells)
             low, cells, q, k = attend_and_write_back(
@@ -233,7 +234,7 @@ class FlexViT(BaseBackbone):
             columns); the cells that do, (B, cell rows, cell columns), or None where each cell has a part in it.
         """
         shown = -(-content_size(x) // (self.patch_size * self.zoom))
-        cell_grid = tuple(n // self.cell_size for n in low_grid)
+        cell_grid = divide_up(low_grid, self.cell_size)
         shown_cells = -(-shown // self.cell_size)
         # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
         if not is_traced() and x.device.type != 'meta':
@@ -256,9 +257,9 @@ class FlexViT(BaseBackbone):
             (B, H / patch_size, W / patch_size, C).
         """
         x = self.patch_embed(x)
-        grid = list(x.shape[1:3])
+        grid = x.shape[1], x.shape[2]
         if shown is None:
-            return x + resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0).unflatten(1, grid)
+            return x + resample_abs_pos_embed(self.pos_embed, list(grid), num_prefix_tokens=0).unflatten(1, grid)
         with no_autocast(x.device):
             side = math.isqrt(self.pos_embed.shape[1])
             return x + resample_positions(self.pos_embed[0].unflatten(0, (side, side)), shown, grid)
@@ -279,7 +280,7 @@ class FlexViT(BaseBackbone):
         with_cp = self.with_cp and self.training
         windows = None
         if high is not None:
-            tiling = Tiling(tuple(high.shape[1:3]), low_grid)
+            tiling = Tiling((high.shape[1], high.shape[2]), low_grid)
             windows = tiling.split(high).flatten(0, 1)  # (B·zoom², N, C)
         for block in self.blocks[: self.num_plain_layers]:
             low, _, q, k = run(block, low, with_cp=with_cp)
@@ -310,7 +311,7 @@ class FlexViT(BaseBackbone):
                 f'them `patch{self.patch_size}`), or set `patch_size={patch}`'
             )
         weights['pos_embed'] = self._resample(weights['pos_embed'])
-        for i, block in enumerate(self.blocks):
+        for i in range(len(self.blocks)):
             name = f'blocks.{i}.'
             for scale, projection in (('ls1.gamma', 'attn.proj'), ('ls2.gamma', 'mlp.fc2')):
                 gamma = weights.pop(name + scale, None)
@@ -320,7 +321,7 @@ class FlexViT(BaseBackbone):
                     weights[f'{name}{projection}.bias'] = weights[f'{name}{projection}.bias'] * gamma
             for leaf in ('weight', 'bias'):
                 source, copy = f'{name}attn.qkv.{leaf}', f'{name}attn.kv_high.{leaf}'
-                if block.attn.kv_high is None:
+                if i < self.num_plain_layers:
                     weights.pop(copy, None)  # of a FlexViT with fewer plain layers
                 elif source in weights:
                     weights.setdefault(copy, weights[source][len(weights[source]) // 3 :])

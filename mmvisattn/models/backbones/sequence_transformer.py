@@ -3,11 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import TransformerBlock
+from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
 
@@ -61,7 +61,7 @@ class SequenceTransformer(SequenceBackbone):
         check_hidden(name, dim, mlp_ratio)
         blocks = [
             TransformerBlock(dim, self.build_mixer(dim, num_heads, **scales), mlp_ratio, rate)
-            for rate in calculate_drop_path_rates(drop_path_rate, sizes['depth'])
+            for rate in drop_path_rates(drop_path_rate, sizes['depth'])
         ]
         super().__init__(
             dim,

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpointing import run
-from .hierarchical_attention import HierarchicalBlock
 from .selection import Selection
 
 
@@ -70,7 +69,7 @@ def write_cells(cells: Tensor, selection: Selection, tokens: Tensor) -> Tensor:
         High-resolution tokens by cell, (B, cells, t, C).
     """
     tokens = tokens.reshape(-1, *cells.shape[2:]).to(cells.dtype)  # (B*K, t, C)
-    flat, index = cells.flatten(0, 1), _flat_index(cells, selection.index)
+    flat, index = cells.flatten(0, 1), _flat_index(cells, selection.indices)
     if selection.keep is not None:
         tokens = torch.where(selection.keep.flatten()[:, None, None], tokens, flat.index_select(0, index))
     return flat.index_copy(0, index, tokens).view_as(cells)
@@ -82,7 +81,7 @@ def _flat_index(cells: Tensor, index: Tensor) -> Tensor:
 
 
 def attend_and_write_back(
-    block: HierarchicalBlock,
+    block: nn.Module,
     low: Tensor,
     cells: Tensor,
     selection: Selection,
@@ -93,7 +92,7 @@ def attend_and_write_back(
     """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
 
     Args:
-        block: The layer.
+        block: The layer, a :class:`~.hierarchical_attention.HierarchicalBlock`.
         low: Low-resolution tokens, (B, N, C).
         cells: The high-resolution map by cell, (B, cells, t, C).
         selection: The cells to take.
@@ -105,15 +104,16 @@ def attend_and_write_back(
         Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and queries and keys of the low-resolution
         tokens, each (B, heads, N, d).
     """
-    high = gather_cells(cells, selection.index)
+    high = gather_cells(cells, selection.indices)
     keep = None
     if selection.keep is not None:
         keep = selection.keep.repeat_interleave(cells.shape[2], 1)  # (B, K*t)
     if valid is not None:
-        inside = valid[selection.index].flatten(1)
+        inside = valid[selection.indices].flatten(1)
         keep = inside if keep is None else keep & inside
+    both = None
     if angles is not None:
         of_low, of_cells = angles
-        angles = torch.cat([of_low.expand(low.shape[0], -1, -1), of_cells[selection.index].flatten(1, 2)], 1)
-    low, high, q, k = run(block, low, high, keep, angles, with_cp=with_cp)
+        both = torch.cat([of_low.expand(low.shape[0], -1, -1), of_cells[selection.indices].flatten(1, 2)], 1)
+    low, high, q, k = run(block, low, high, keep, both, with_cp=with_cp)
     return low, write_cells(cells, selection, high), q, k

@@ -108,12 +108,14 @@ class HierarchicalAttention(nn.Module):
     @torch.no_grad()
     def copy_to_high(self) -> None:
         """Let W' be W."""
+        assert self.kv_high is not None
         self.kv_high.weight.copy_(self.qkv.weight[self.dim :])
         self.kv_high.bias.copy_(self.qkv.bias[self.dim :])
 
     def project(self, x: Tensor, high_res: bool, angles: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, heads, L, d), of tokens (B, L, C) of one resolution."""
         if high_res:
+            assert self.kv_high is not None
             weight = torch.cat([self.qkv.weight[: self.dim], self.kv_high.weight])
             bias = torch.cat([self.qkv.bias[: self.dim], self.kv_high.bias])
             x = F.linear(x, weight, bias)
@@ -161,6 +163,8 @@ class HierarchicalBlock(nn.Module):
         drop_path_rate: Rate at which a sample skips a branch.
         high_res: Take high-resolution tokens; otherwise a plain transformer block.
     """
+
+    alpha: Tensor
 
     def __init__(
         self,

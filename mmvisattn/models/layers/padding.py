@@ -1,7 +1,14 @@
 """What of a batch is image and what is padding, and positions that span the image."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def divide_up(size: Sequence[int], by: int) -> tuple[int, int]:
+    """Height and width divided and rounded up."""
+    return -(-size[0] // by), -(-size[1] // by)
 
 
 def content_size(images: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def estimate_received_attention(q: Tensor, k: Tensor, grid: tuple[int, int], val
 
 def estimate_attention_contrast(q: Tensor, k: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
     """Contrast of the attention that is paid to the mean keys of 8×8 blocks; see :class:`Relevance`."""
-    pooled = F.adaptive_avg_pool2d(_as_maps(k, grid), [min(KEY_BLOCKS, n) for n in grid])
+    pooled = F.adaptive_avg_pool2d(_as_maps(k, grid), (min(KEY_BLOCKS, grid[0]), min(KEY_BLOCKS, grid[1])))
     return attention_contrast(attention_map(q, _as_tokens(pooled, k)).mT, grid, valid)
 
 
@@ -137,19 +137,19 @@ class Selection(NamedTuple):
     """The chosen cells of each image of a batch.
 
     Args:
-        index: Numbers of the cells in raster order, distinct within an image, (B, K).
+        indices: Numbers of the cells in raster order, distinct within an image, (B, K).
         keep: False where an image has chosen fewer than K cells and the entry only fills up, (B, K); None where all
             count.
     """
 
-    index: Tensor
+    indices: Tensor
     keep: Tensor | None
 
     def mask(self, shape: tuple[int, int]) -> Tensor:
         """The chosen cells as a map: boolean, (B, rows, columns)."""
-        chosen = self.index.new_zeros(self.index.shape[0], shape[0] * shape[1], dtype=torch.bool)
-        keep = torch.ones_like(self.index, dtype=torch.bool) if self.keep is None else self.keep
-        return chosen.scatter(1, self.index, keep).unflatten(1, shape)
+        chosen = self.indices.new_zeros(self.indices.shape[0], shape[0] * shape[1], dtype=torch.bool)
+        keep = torch.ones_like(self.indices, dtype=torch.bool) if self.keep is None else self.keep
+        return chosen.scatter(1, self.indices, keep).unflatten(1, shape)
 
 
 def min_max(relevance: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -113,12 +113,12 @@ class FlexAttentionNeck(BaseModule):
         """
         self.check_levels(inputs)
         low_map, high_map = inputs[self.low_level], inputs[self.high_level]
-        low_grid, high_grid = tuple(low_map.shape[2:]), tuple(high_map.shape[2:])
+        low_grid, high_grid = ((x.shape[2], x.shape[3]) for x in (low_map, high_map))
         tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
         device, with_cp = high_map.device, self.with_cp and self.training
 
         # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
-        dtype = self.blocks[0].norm1.weight.dtype
+        dtype = next(self.blocks.parameters()).dtype
         low = low_map.to(dtype).flatten(2).transpose(1, 2)  # (B, N, C)
         cells = tiling.split(high_map.to(dtype).permute(0, 2, 3, 1))  # (B, cells, t, C)
         valid = tiling.valid_tokens(device)

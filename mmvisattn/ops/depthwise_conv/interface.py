@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import nearest
@@ -81,12 +81,14 @@ class DepthwiseConv2d(nn.Conv2d):
         kernel_size (int): Side of the odd square kernel in pixels; the map keeps its size.
     """
 
+    bias: nn.Parameter  # there always is one
+
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        return depthwise_conv2d(x, self.weight, self.bias, self.padding[0])
+        return depthwise_conv2d(x, self.weight, self.bias, self.kernel_size[0] // 2)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -218,12 +220,12 @@ def _flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[i
 # Two tensors come first among the inputs of each operator, two settings last; the gradients are the other operators.
 
 
-def _save(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.settings = inputs[-2:]
 
 
-def _forward_gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _forward_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     return (
@@ -235,7 +237,7 @@ def _forward_gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, .
     )
 
 
-def _input_gradients(ctx: FunctionCtx, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+def _input_gradients(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
     needs_grad, needs_weight, *_ = ctx.needs_input_grad
     return (
@@ -246,7 +248,7 @@ def _input_gradients(ctx: FunctionCtx, grad_x: Tensor) -> tuple[Tensor | None, .
     )
 
 
-def _weight_gradients(ctx: FunctionCtx, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+def _weight_gradients(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
     grad, x = ctx.saved_tensors
     needs_grad, needs_x, *_ = ctx.needs_input_grad
     return (

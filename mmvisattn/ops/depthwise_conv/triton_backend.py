@@ -70,8 +70,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Ten
 
 def input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
     """(B, C, H', W') with kernels (C, 1, k, l) → (B, C, H, W)."""
-    pads = tuple(k - 1 - padding for k in weight.shape[2:])
-    return _convolve(grad, weight.flip(2, 3), None, pads)
+    height, width = weight.shape[2:]
+    return _convolve(grad, weight.flip(2, 3), None, (height - 1 - padding, width - 1 - padding))
 
 
 def _row_slices(batch: int, programs: int, height: int, device: torch.device) -> int:

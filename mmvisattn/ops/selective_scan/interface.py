@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -269,7 +270,7 @@ def _backward_shapes(
     )
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.backend, ctx.save_states = inputs
     states = output[1]
     ctx.mark_non_differentiable(states)
@@ -277,9 +278,7 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
     ctx.save_for_backward(*tensors, states)
 
 
-def _gradients(
-    ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor, grad_states: None
-) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_y: Tensor, grad_states: None) -> tuple[Tensor | None, ...]:
     if grad_y is None:  # nothing depends on the result
         return (None,) * len(ctx.needs_input_grad)
     if not ctx.save_states:
@@ -290,7 +289,7 @@ def _gradients(
     return (*torch.ops.mmvisattn.selective_scan_backward(grad_y, *ctx.saved_tensors, ctx.backend), None, None)
 
 
-def _no_second_gradients(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> None:
+def _no_second_gradients(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("selective_scan is once differentiable; use backend='reference' for second derivatives")
 
 

@@ -30,7 +30,7 @@ def test_gathered_cells_lie_where_nearest_upsampling_puts_them():
     selection = TokenSelector('topk', 0.5, cell_size=2)(torch.rand(2, 6, 4))
     maps = torch.randn(2, 12, 8, 3)
     chosen = upsample_cells(selection.mask(tiling.shape), (12, 8))
-    gathered = gather_cells(tiling.split(maps), selection.index)
+    gathered = gather_cells(tiling.split(maps), selection.indices)
     for image in range(2):
         expected = maps[image][chosen[image]]
         assert {tuple(t) for t in gathered[image].tolist()} == {tuple(t) for t in expected.tolist()}
@@ -44,7 +44,7 @@ def test_writing_back_leaves_the_rest_untouched_to_the_bit(mode):
     selection = TokenSelector(mode, 0.3, 200)(relevance)
     maps = torch.randn(3, 12, 8, 5)
     cells = tiling.split(maps)
-    tokens = gather_cells(cells, selection.index)
+    tokens = gather_cells(cells, selection.indices)
     assert torch.equal(write_cells(cells, selection, tokens), cells)
     written = tiling.join(write_cells(cells, selection, tokens + 1))
     chosen = upsample_cells(selection.mask(tiling.shape), (12, 8))

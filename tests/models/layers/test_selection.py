@@ -181,7 +181,7 @@ def test_constant_relevance_is_harmless(mode):
     selection = TokenSelector(mode, cell_size=2)(torch.full((2, 8, 8), 0.3))
     assert torch.equal(min_max(torch.full((2, 8, 8), 0.3)), torch.zeros(2, 8, 8))
     if mode == 'threshold':
-        assert selection.index.shape == (2, 0) and not selection.mask((4, 4)).any()
+        assert selection.indices.shape == (2, 0) and not selection.mask((4, 4)).any()
     else:
         assert selection.mask((4, 4)).sum((1, 2)).tolist() == [4, 4]
 
@@ -190,10 +190,10 @@ def test_constant_relevance_is_harmless(mode):
 def test_topk_takes_the_best_cells(ratio, count):
     relevance = torch.rand(3, 8, 7)
     selection = TokenSelector('topk', ratio, cell_size=2)(relevance)
-    assert selection.index.shape == (3, count) and selection.keep is None
+    assert selection.indices.shape == (3, count) and selection.keep is None
     cells = pool_to_cells(relevance, 2).flatten(1)
     assert cells.shape == (3, 16)
-    torch.testing.assert_close(cells.gather(1, selection.index).sort(1).values, cells.sort(1).values[:, 16 - count :])
+    torch.testing.assert_close(cells.gather(1, selection.indices).sort(1).values, cells.sort(1).values[:, 16 - count :])
 
 
 def test_threshold_takes_what_each_image_asks_for():
@@ -204,7 +204,7 @@ def test_threshold_takes_what_each_image_asks_for():
     relevance[2] = 0.7
     selection = TokenSelector('threshold', threshold=48, cell_size=2)(relevance)
     assert selection.keep.sum(1).tolist() == [1, 2, 0]
-    assert all(len(set(row)) == 2 for row in selection.index.tolist())
+    assert all(len(set(row)) == 2 for row in selection.indices.tolist())
     expected = torch.zeros(3, 2, 3, dtype=torch.bool)
     expected[0, 0, 0] = expected[1, 1, 2] = expected[1, 0, 1] = True
     assert torch.equal(selection.mask((2, 3)), expected)

@@ -155,7 +155,7 @@ def test_each_selected_cell_holds_a_part_of_the_map(mode, size):
     inputs = pyramid(*size)
     valid = Tiling(tuple(inputs[1].shape[2:]), (8, 8)).valid_tokens(inputs[1].device)
     for selection in selections(neck, inputs):
-        chosen = selection.mask((1, selection.index.max() + 1)).flatten(1)
+        chosen = selection.mask((1, selection.indices.max() + 1)).flatten(1)
         assert chosen.any() and valid[chosen.nonzero()[:, 1]].any(1).all()
 
 
@@ -278,5 +278,5 @@ def test_how_much_is_selected_in_the_padding_of_a_batch():
     x[1, :, :, 512:] = 0
     with torch.no_grad():
         maps = fpn(backbone(x))
-    shares = [(seen.index[1] % 24 >= 16).float().mean().item() for seen in selections(neck, maps)]
+    shares = [(seen.indices[1] % 24 >= 16).float().mean().item() for seen in selections(neck, maps)]
     assert 0 < min(shares) and max(shares) < 0.25, shares
