@@ -33,10 +33,10 @@ class Row(NamedTuple):
     """One line of the table.
 
     Args:
-        item: What was looked at.
-        state: What was found.
-        note: A remark.
-        remedy: What to do; empty where all is well.
+        item (str): What was looked at.
+        state (str): What was found.
+        note (str): A remark.
+        remedy (str): What to do; empty where all is well.
     """
 
     item: str
@@ -91,9 +91,9 @@ def _check_package(name: str, wanted: SpecifierSet, remedy: str | None = None) -
     """One package: there or not, alone in its folder, of a version that fits.
 
     Args:
-        name: Its name, or the first of its group in ``RIVALS``.
-        wanted: The versions that fit.
-        remedy: What to install where it is missing; itself by default.
+        name (str): Its name, or the first of its group in ``RIVALS``.
+        wanted (SpecifierSet): The versions that fit.
+        remedy (str, optional): What to install where it is missing; itself by default.
     """
     found = _installed(name)
     if not found:
@@ -182,7 +182,7 @@ def main() -> int:
     """Print the table.
 
     Returns:
-        The number of things to mend, as exit status 0 or 1.
+        int: The number of things to mend, as exit status 0 or 1.
     """
     checks = (check_python, check_packages, check_devices, check_compat, check_imports, check_kernels)
     rows = [row for check in checks for row in check()]

@@ -96,8 +96,8 @@ def load_config(path: str, cfg_options: dict | None = None) -> Config:
     """Read a config, apply ``--cfg-options`` and check what can be checked without building.
 
     Args:
-        path: The config file.
-        cfg_options: Dotted keys and the values to set.
+        path (str): The config file.
+        cfg_options (dict, optional): Dotted keys and the values to set.
 
     Raises:
         UserError: If the file is not there or is no config, an option's key is mis-spelt, or a network of ours is
@@ -188,8 +188,8 @@ def check_model_options(node: object, path: str = 'model') -> None:
     """Refuse types and options that do not exist, for each network of ours in a model's config.
 
     Args:
-        node: The model's config, or a part of it.
-        path: Where that part stands.
+        node (object): The model's config, or a part of it.
+        path (str): Where that part stands.
 
     Raises:
         UserError: With the nearest name.
@@ -224,8 +224,8 @@ def check_data(cfg: Config, *dataloaders: str) -> None:
     """Refuse a run whose data are not there.
 
     Args:
-        cfg: The config.
-        dataloaders: Names of the data loaders that the run will use, such as ``'train_dataloader'``.
+        cfg (Config): The config.
+        dataloaders (str): Names of the data loaders that the run will use, such as ``'train_dataloader'``.
 
     Raises:
         UserError: With the files and folders that are expected, and in a clone the command that draws the mini data.
@@ -269,7 +269,7 @@ def prepare(args: argparse.Namespace) -> Config:
     """The config of a training or a test, with what the common arguments say about it.
 
     Args:
-        args: Arguments of :func:`add_runner_arguments` and ``config``.
+        args (argparse.Namespace): Arguments of :func:`add_runner_arguments` and ``config``.
 
     Raises:
         UserError: As :func:`load_config`.
@@ -328,7 +328,8 @@ def no_half_written(*folders: str | None) -> Iterator[None]:
     """Remove what a run wrote if an error of the user's ends it before the first checkpoint.
 
     Args:
-        folders: Where the run writes to. Of one that was there before, it removes mmengine's log folders alone.
+        folders (str | None): Where the run writes to. Of one that was there before, it removes mmengine's log folders
+            alone.
     """
     roots = [Path(folder) for folder in folders if folder]
     before = {path for root in roots for path in root.glob('*')}

@@ -12,12 +12,12 @@ def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """The part of a message that offers the nearest allowed name, or nothing where none is near.
 
     Args:
-        name: The name that was given.
-        allowed: The names that would have been right.
-        cutoff: How alike the two must be, from 0 to 1; see :func:`difflib.get_close_matches`.
+        name (str): The name that was given.
+        allowed (Iterable[str]): The names that would have been right.
+        cutoff (float): How alike the two must be, from 0 to 1; see :func:`difflib.get_close_matches`.
 
     Returns:
-        ``" (did you mean 'b12'?)"`` or an empty string.
+        str: ``" (did you mean 'b12'?)"`` or an empty string.
     """
     match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
     return f' (did you mean {match[0]!r}?)' if match else ''

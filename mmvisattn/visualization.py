@@ -15,13 +15,13 @@ def draw_cells(picture: np.ndarray, chosen: np.ndarray, cell: tuple[float, float
     """A picture with all but the chosen cells dimmed.
 
     Args:
-        picture: (H, W, 3), uint8.
-        chosen: Which cells of the grid that begins at the top left corner are chosen, boolean, (rows, columns); it may
-            reach beyond the picture, never the other way round.
-        cell: Height and width of a cell in pixels, not always whole.
+        picture (np.ndarray): (H, W, 3), uint8.
+        chosen (np.ndarray): Which cells of the grid that begins at the top left corner are chosen, boolean, (rows,
+            columns); it may reach beyond the picture, never the other way round.
+        cell (tuple[float, float]): Height and width of a cell in pixels, not always whole.
 
     Returns:
-        (H, W, 3), uint8.
+        np.ndarray: (H, W, 3), uint8.
     """
     row, column = ((np.arange(pixels) / side).astype(int) for pixels, side in zip(picture.shape, cell))
     bright = chosen[row[:, None], column]  # (H, W)
@@ -34,13 +34,13 @@ def draw_layers(
     """A picture, and beside it a panel for each layer with the cells that it attends to.
 
     Args:
-        picture: (H, W, 3), uint8.
-        title: What to write above the picture.
-        layers: Number of each layer and its cells, as :func:`draw_cells` takes them.
-        cell: Height and width of a cell in pixels of the picture.
+        picture (np.ndarray): (H, W, 3), uint8.
+        title (str): What to write above the picture.
+        layers (Mapping[int, np.ndarray]): Number of each layer and its cells, as :func:`draw_cells` takes them.
+        cell (tuple[float, float]): Height and width of a cell in pixels of the picture.
 
     Returns:
-        A row of panels whose longer side is ``PANEL_SIZE``, with captions.
+        np.ndarray: A row of panels whose longer side is ``PANEL_SIZE``, with captions.
     """
     size = np.array(picture.shape[:2])
     scale = PANEL_SIZE / size.max()

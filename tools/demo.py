@@ -36,10 +36,10 @@ class Task:
     """A training and its test.
 
     Args:
-        name: Name in the table.
-        config: Config file.
-        seconds: What the training takes; see :data:`SCENES_SECONDS`.
-        metrics: The metrics of the test, and what they are called in the table.
+        name (str): Name in the table.
+        config (str): Config file.
+        seconds (int): What the training takes; see :data:`SCENES_SECONDS`.
+        metrics (dict[str, str]): The metrics of the test, and what they are called in the table.
     """
 
     name: str
@@ -78,8 +78,8 @@ def plan(work_dir: Path, seed: int) -> list[Test]:
     """The tests of all tasks, each with its training before it, which starts from the training of the task before.
 
     Args:
-        work_dir: Folder that gets one for each task.
-        seed: Seed of the trainings.
+        work_dir (Path): Folder that gets one for each task.
+        seed (int): Seed of the trainings.
     """
     options = [
         *(f'randomness.seed={seed}', f'train_dataloader.batch_size={BATCH_SIZE // PROCESSES}'),
@@ -100,8 +100,8 @@ class Progress:
     """One line with what is running, how much is done and the time left; the outputs of the steps go to a log.
 
     Args:
-        seconds: What all the steps take together.
-        log: The log.
+        seconds (float): What all the steps take together.
+        log (Path): The log.
     """
 
     def __init__(self, seconds: float, log: Path) -> None:
@@ -120,9 +120,9 @@ class Progress:
         """Run a step.
 
         Args:
-            name: What to call it.
-            seconds: What it takes.
-            step: Called with keywords for :func:`run_script`.
+            name (str): What to call it.
+            seconds (float): What it takes.
+            step (Callable[..., None]): Called with keywords for :func:`run_script`.
         """
         start = time.monotonic()
         self.bar.set_description(name)
@@ -146,10 +146,10 @@ def draw_sheet(folders: list[Path], path: Path, columns: int = 3, rows: int = 2)
     """Lay pictures of truth beside prediction, three in a row, on one sheet for each task.
 
     Args:
-        folders: Folders of the tasks' pictures.
-        path: Where the sheet goes.
-        columns: Pictures in a row.
-        rows: Rows for each task.
+        folders (list[Path]): Folders of the tasks' pictures.
+        path (Path): Where the sheet goes.
+        columns (int): Pictures in a row.
+        rows (int): Rows for each task.
     """
     lines = []
     for folder in folders:
@@ -167,9 +167,9 @@ def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
     """Draw the scenes, train and test, and lay out pictures as soon as there are some.
 
     Args:
-        tests: The tests, one a task, with their trainings.
-        progress: Tells how far it is.
-        sheet: Where the sheet of pictures goes.
+        tests (list[Test]): The tests, one a task, with their trainings.
+        progress (Progress): Tells how far it is.
+        sheet (Path): Where the sheet of pictures goes.
     """
     make_scenes = partial(run_script, 'tools/data/make_mini.py', *SCENES)
     progress.run('drawing scenes', SCENES_SECONDS, make_scenes)

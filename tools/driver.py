@@ -21,11 +21,11 @@ def run_script(
     """Run a script of this repository, and print it first.
 
     Args:
-        words: The script and its arguments.
-        log: File that its output is added to, instead of being shown.
-        watch: Is given what comes in at the log, twice a second; the command is then written there as well, instead of
-            being printed.
-        env: Variables of its environment.
+        *words (str | Path): The script and its arguments.
+        log (Path, optional): File that its output is added to, instead of being shown.
+        watch (Callable[[str], None], optional): Is given what comes in at the log, twice a second; the command is then
+            written there as well, instead of being printed.
+        **env (str): Variables of its environment.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
@@ -74,13 +74,13 @@ class Training:
     """A training.
 
     Args:
-        name: What to call it.
-        config: Config file.
-        options: ``--cfg-options``.
-        folder: Folder for logs and checkpoints.
-        metrics: Keys of the results to keep, and what they are called in a table.
-        start: The training from whose weights it starts, or None.
-        processes: On how many processes it is spread.
+        name (str): What to call it.
+        config (str): Config file.
+        options (list[str]): ``--cfg-options``.
+        folder (Path): Folder for logs and checkpoints.
+        metrics (dict[str, str]): Keys of the results to keep, and what they are called in a table.
+        start (Training, optional): The training from whose weights it starts, or None.
+        processes (int): On how many processes it is spread.
     """
 
     name: str
@@ -153,7 +153,7 @@ class Test(Training):
     """A test of what a training, ``start``, has made.
 
     Args:
-        pictures: Folder for pictures of prediction beside truth, or None.
+        pictures (Path, optional): Folder for pictures of prediction beside truth, or None.
     """
 
     pictures: Path | None = None

@@ -150,14 +150,14 @@ def draw(model: nn.Module, pipeline: Compose, visualizer: Visualizer, image: Pat
     """The prediction of one picture, drawn over it.
 
     Args:
-        model: Detector or segmentor.
-        pipeline: The test pipeline without annotations; its first step loads the picture.
-        visualizer: What draws.
-        image: The picture's file.
-        options: Further options of the visualizer's ``add_datasample``.
+        model (nn.Module): Detector or segmentor.
+        pipeline (Compose): The test pipeline without annotations; its first step loads the picture.
+        visualizer (Visualizer): What draws.
+        image (Path): The picture's file.
+        options (dict): Further options of the visualizer's ``add_datasample``.
 
     Returns:
-        (H, W, 3), 8 bits, BGR.
+        np.ndarray: (H, W, 3), 8 bits, BGR.
 
     Raises:
         UserError: If the picture cannot be read, or is too small for the network.

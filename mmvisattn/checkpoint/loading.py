@@ -21,10 +21,11 @@ class LoadReport:
     """What became of each key when weights met a network.
 
     Args:
-        loaded: Keys of the network that the file fills.
-        missing: Keys of the network that the file lacks.
-        unexpected: Keys of the file that the network lacks.
-        mismatched: Keys of both whose shapes differ, with the file's shape and the network's.
+        loaded (list[str]): Keys of the network that the file fills.
+        missing (list[str]): Keys of the network that the file lacks.
+        unexpected (list[str]): Keys of the file that the network lacks.
+        mismatched (dict[str, tuple[tuple[int, ...], tuple[int, ...]]]): Keys of both whose shapes differ, with the
+            file's shape and the network's.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -49,11 +50,11 @@ def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
     """The weights in a checkpoint of any common layout, without the prefixes of wrappers.
 
     Args:
-        checkpoint: What the file held: the weights themselves, or a dict with them under ``state_dict``, ``model``
-            or ``module``.
+        checkpoint (Mapping): What the file held: the weights themselves, or a dict with them under ``state_dict``,
+            ``model`` or ``module``.
 
     Returns:
-        Names and tensors.
+        dict[str, Tensor]: Names and tensors.
     """
     for key in WEIGHT_KEYS:
         if isinstance(checkpoint.get(key), Mapping):
@@ -74,11 +75,11 @@ def filter_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
     """Let each part of a model that has a ``checkpoint_filter`` rename the weights that are its own.
 
     Args:
-        model: A detector, a segmentor, or a backbone alone.
-        weights: Weights of the whole, named as in the file.
+        model (nn.Module): A detector, a segmentor, or a backbone alone.
+        weights (Mapping[str, Tensor]): Weights of the whole, named as in the file.
 
     Returns:
-        Weights named as in the model.
+        dict[str, Tensor]: Weights named as in the model.
     """
     weights = dict(weights)
     for name, module in model.named_modules():
@@ -94,8 +95,8 @@ def compare(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Lo
     """Match the weights of a file with what a network expects, by name and shape.
 
     Args:
-        expected: The network's ``state_dict``.
-        weights: The file's weights.
+        expected (Mapping[str, Tensor]): The network's ``state_dict``.
+        weights (Mapping[str, Tensor]): The file's weights.
     """
     report = LoadReport(unexpected=[name for name in weights if name not in expected])
     for name, tensor in expected.items():
@@ -114,9 +115,9 @@ def log_report(report: LoadReport, source: str, quiet: Iterable[str] = ()) -> No
     """Log a report in one line: a warning where anything is missing or does not fit.
 
     Args:
-        report: The report.
-        source: Where the weights came from.
-        quiet: Keys that may be missing without a warning, such as norms that only a dense network has.
+        report (LoadReport): The report.
+        source (str): Where the weights came from.
+        quiet (Iterable[str]): Keys that may be missing without a warning, such as norms that only a dense network has.
     """
     alarming = set(report.missing) - set(quiet) or report.mismatched
     print_log(
@@ -134,12 +135,13 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     ``checkpoint_filter``, where it has one, renames what is left.
 
     Args:
-        module: The network.
-        checkpoint: A path, or an address of any scheme that mmengine's ``CheckpointLoader`` knows.
-        prefix: Take only the entries below this prefix. Default: ``'backbone.'`` where the file has such entries.
+        module (nn.Module): The network.
+        checkpoint (str): A path, or an address of any scheme that mmengine's ``CheckpointLoader`` knows.
+        prefix (str, optional): Take only the entries below this prefix. Defaults to ``'backbone.'`` where the file has
+            such entries.
 
     Returns:
-        What was loaded, missing, unexpected and mismatched; also logged.
+        LoadReport: What was loaded, missing, unexpected and mismatched; also logged.
 
     Raises:
         UserError: If the file is not there, nothing in it fits, or it holds the weights of another size.

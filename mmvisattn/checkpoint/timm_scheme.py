@@ -20,12 +20,12 @@ def load_from_timm(filename: str, map_location: str | torch.device | None = None
     A warning says so where the images of pretraining were normalised otherwise than OpenMMLab's configs do.
 
     Args:
-        filename: ``timm://`` and a name of :func:`timm.list_pretrained`, with or without its tag, such as
+        filename (str): ``timm://`` and a name of :func:`timm.list_pretrained`, with or without its tag, such as
             ``timm://deit_base_patch16_224`` or ``timm://deit_base_patch16_224.fb_in1k``.
-        map_location: Device to put the weights on. Default: the CPU.
+        map_location (str | torch.device, optional): Device to put the weights on. Defaults to the CPU.
 
     Returns:
-        The weights under ``state_dict``.
+        dict: The weights under ``state_dict``.
 
     Raises:
         UserError: If timm has no weights of this name, or cannot get them.

@@ -32,10 +32,10 @@ class Record(NamedTuple):
     """State of one measure.
 
     Args:
-        name: Its name in ``MMVISATTN_COMPAT``, or ``mmcv.ops`` for the operators in use.
-        state: For a measure ``active``, ``not needed`` or ``off``; for the operators ``compiled``, ``supplied`` or
-            ``none``.
-        detail: One line for a human.
+        name (str): Its name in ``MMVISATTN_COMPAT``, or ``mmcv.ops`` for the operators in use.
+        state (str): For a measure ``active``, ``not needed`` or ``off``; for the operators ``compiled``, ``supplied``
+            or ``none``.
+        detail (str): One line for a human.
     """
 
     name: str

@@ -41,9 +41,9 @@ def around_import(name: str, hook: Hook) -> None:
     """Run a module's code inside a context of ours, now or when it is first imported.
 
     Args:
-        name: Full name of the module.
-        hook: Takes the module and returns a context manager that its code runs in. A module that is already there
-            is handed to it at once, with nothing inside.
+        name (str): Full name of the module.
+        hook (Hook): Takes the module and returns a context manager that its code runs in. A module that is already
+            there is handed to it at once, with nothing inside.
     """
     if name in sys.modules:
         with hook(sys.modules[name]):

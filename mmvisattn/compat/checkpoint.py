@@ -31,7 +31,7 @@ def install() -> str:
     """Load mmengine's checkpoints safely, from the moment its runner is imported.
 
     Returns:
-        What was done.
+        str: What was done.
     """
     around_import('mmengine.runner.checkpoint', _load_safely)
     return "mmengine's checkpoints are loaded with weights_only=True and an allow-list"
@@ -61,12 +61,12 @@ def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs
     """Load a checkpoint that holds weights, plain values and what mmengine saves with them.
 
     Args:
-        file: Path or open file.
-        map_location: As for ``torch.load``.
-        **kwargs: Passed on to ``torch.load``.
+        file (str | os.PathLike | IO[bytes]): Path or open file.
+        map_location (Any): As for ``torch.load``.
+        **kwargs (Any): Passed on to ``torch.load``.
 
     Returns:
-        What the file holds.
+        Any: What the file holds.
 
     Raises:
         UnsafeCheckpointError: If it holds anything that could run code. Nothing of it has run then.
@@ -83,13 +83,13 @@ def load_url(url: str, model_dir: str | None = None, map_location: Any = None, p
     """Load a checkpoint from the net as :func:`load` does, by way of torch hub's cache.
 
     Args:
-        url: Where it is.
-        model_dir: Folder of the cache, that of torch hub by default.
-        map_location: As for ``torch.load``.
-        progress: Whether to show a progress bar.
+        url (str): Where it is.
+        model_dir (str, optional): Folder of the cache, that of torch hub by default.
+        map_location (Any): As for ``torch.load``.
+        progress (bool): Whether to show a progress bar.
 
     Returns:
-        What the file holds.
+        Any: What the file holds.
 
     Raises:
         UnsafeCheckpointError: If it holds anything that could run code. Nothing of it has run then.

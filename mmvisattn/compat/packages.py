@@ -19,7 +19,7 @@ def install() -> str | None:
     """Replace mmengine's three functions wherever they have been imported, if they cannot work.
 
     Returns:
-        What was done, or None where nothing is needed.
+        str | None: What was done, or None where nothing is needed.
     """
     fork = _found(f'{FORK}mmengine')
     if importlib.util.find_spec('pkg_resources') is not None and not fork:
@@ -53,7 +53,7 @@ def is_installed(package: str) -> bool:
     """Whether a package is installed.
 
     Args:
-        package: Name of the distribution or of the module.
+        package (str): Name of the distribution or of the module.
     """
     if _found(package) or _found(FORK + package):
         return True
@@ -65,10 +65,10 @@ def get_installed_path(package: str) -> str:
     """Folder of an installed package, editable installs included.
 
     Args:
-        package: Name of the distribution (``mmsegmentation``) or of the module (``mmseg``).
+        package (str): Name of the distribution (``mmsegmentation``) or of the module (``mmseg``).
 
     Returns:
-        Its path, such as ``.../site-packages/mmseg``.
+        str: Its path, such as ``.../site-packages/mmseg``.
 
     Raises:
         PackageNotFoundError: If it is not installed.
@@ -87,10 +87,10 @@ def package2module(package: str) -> str:
     """Name of the module that a distribution installs.
 
     Args:
-        package: Name of the distribution, such as ``mmsegmentation``.
+        package (str): Name of the distribution, such as ``mmsegmentation``.
 
     Returns:
-        Name of the module, such as ``mmseg``.
+        str: Name of the module, such as ``mmseg``.
 
     Raises:
         PackageNotFoundError: If it is not installed.

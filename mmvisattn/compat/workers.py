@@ -22,7 +22,7 @@ def install() -> str:
     """Have spawned processes import this package first, and the start of one fail where it dies.
 
     Returns:
-        What was done.
+        str: What was done.
     """
     methods = set(multiprocessing.get_all_start_methods()) - {'fork'}
     contexts: list[Any] = [multiprocessing, *map(multiprocessing.get_context, methods)]

@@ -7,7 +7,7 @@ def find_backbones(model: nn.Module) -> dict[str, nn.Module]:
     """The backbones in a model, also those of a student and a teacher, and inside of any wrapper.
 
     Args:
-        model: A detector or a segmentor.
+        model (nn.Module): A detector or a segmentor.
 
     Returns:
         Names and modules, outermost only: what tells its own depth by ``get_layer_depth``; where nothing does, what is

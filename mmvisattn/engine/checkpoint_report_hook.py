@@ -19,8 +19,8 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     mmengine looks for them, and what authors call or shape otherwise in parts of our networks is made ours.
 
     Args:
-        model: The model, also inside a wrapper for several processes or for test-time augmentation.
-        checkpoint: What the file held; changed in place.
+        model (nn.Module): The model, also inside a wrapper for several processes or for test-time augmentation.
+        checkpoint (dict): What the file held; changed in place.
 
     Raises:
         UserError: If no key of the file fits the model.

@@ -17,7 +17,7 @@ class FlexRampHook(Hook):
     stopped. Evaluation always takes the hierarchical path.
 
     Args:
-        fraction: Part of the training over which α rises from 0 to 1, above 0 and up to 1. Default: 0.1.
+        fraction (float): Part of the training over which α rises from 0 to 1, above 0 and up to 1. Defaults to 0.1.
 
     Raises:
         UserError: If ``fraction`` is out of range, or the model has no FlexAttention.

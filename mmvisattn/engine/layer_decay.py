@@ -27,8 +27,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     the former, ``custom_keys`` both.
 
     Args:
-        optim_wrapper_cfg: Config of the optimizer wrapper.
-        paramwise_cfg: Options by parameter; ``layer_decay_rate`` (0 to 1) is the one that this class adds.
+        optim_wrapper_cfg (dict): Config of the optimizer wrapper.
+        paramwise_cfg (dict, optional): Options by parameter; ``layer_decay_rate`` (0 to 1) is the one that this class
+            adds.
 
     Raises:
         UserError: If ``layer_decay_rate`` is missing or out of range, or the backbone does not tell its depth.

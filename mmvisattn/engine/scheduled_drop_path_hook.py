@@ -23,9 +23,9 @@ class ScheduledDropPathHook(Hook):
     follows from the progress alone, hence is right after resuming. Student and teacher have the same.
 
     Args:
-        start: Highest rate of all layers in the first epoch or iteration, 0 to below 1.
-        end: Highest rate of all layers in the last epoch or iteration, 0 to below 1.
-        by_epoch: Change it from epoch to epoch, otherwise from iteration to iteration. Default: True.
+        start (float): Highest rate of all layers in the first epoch or iteration, 0 to below 1.
+        end (float): Highest rate of all layers in the last epoch or iteration, 0 to below 1.
+        by_epoch (bool): Change it from epoch to epoch, otherwise from iteration to iteration. Defaults to True.
 
     Raises:
         UserError: If a rate is out of range, the backbone was built without drop path, or there are no epochs to go by.

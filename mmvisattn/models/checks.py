@@ -12,9 +12,9 @@ class Rule(NamedTuple):
     """What a number must be.
 
     Args:
-        holds: Whether a number is allowed.
-        allowed: The same in words, to stand after "it must be".
-        whole: Only integers are numbers here.
+        holds (Callable[[float], bool]): Whether a number is allowed.
+        allowed (str): The same in words, to stand after "it must be".
+        whole (bool): Only integers are numbers here.
     """
 
     holds: Callable[[float], bool]
@@ -67,8 +67,8 @@ def check_numbers(owner: str, **arguments: object) -> None:
     """Refuse numbers that an argument may not be.
 
     Args:
-        owner: Name of the network, for the message.
-        **arguments: Values by the names of :data:`RULES`.
+        owner (str): Name of the network, for the message.
+        **arguments (object): Values by the names of :data:`RULES`.
 
     Raises:
         UserError: If one is out of range or no number of the right kind.
@@ -82,8 +82,8 @@ def check_sequences(owner: str, **arguments: Sequence) -> None:
     """Refuse what is not a sequence, or sequences of different length, or with a wrong number in them.
 
     Args:
-        owner: Name of the network, for the message.
-        **arguments: Sequences by the names of :data:`RULES`, with an entry a stage.
+        owner (str): Name of the network, for the message.
+        **arguments (Sequence): Sequences by the names of :data:`RULES`, with an entry a stage.
 
     Raises:
         UserError: If one is wrong.
@@ -103,11 +103,11 @@ def check_heads(owner: str, channels: int, num_heads: int, of_head: int = 1, arg
     """Refuse heads that do not share the channels evenly.
 
     Args:
-        owner: Name of the network, for the message.
-        channels: Number of channels.
-        num_heads: Number of heads.
-        of_head: What the channels of a head must be a multiple of, such as 2 for pairs that are rotated.
-        argument: Name of the argument that gives the channels.
+        owner (str): Name of the network, for the message.
+        channels (int): Number of channels.
+        num_heads (int): Number of heads.
+        of_head (int): What the channels of a head must be a multiple of, such as 2 for pairs that are rotated.
+        argument (str): Name of the argument that gives the channels.
 
     Raises:
         UserError: If they do not.

@@ -14,9 +14,9 @@ def decay_factors_fit(rate: Tensor, length: int, dtype: torch.dtype) -> bool:
     """Whether :func:`decay_factors` stay in the range of the type, which is not asked where a graph is recorded.
 
     Args:
-        rate: λ of each head, (heads,).
-        length: Number of positions.
-        dtype: Type of queries and keys; float16 has too small a range.
+        rate (Tensor): λ of each head, (heads,).
+        length (int): Number of positions.
+        dtype (torch.dtype): Type of queries and keys; float16 has too small a range.
     """
     if is_traced() or rate.device.type == 'meta' or dtype == torch.float16:
         return False  # the answer depends on a value, and a graph cannot
@@ -29,11 +29,11 @@ def decay_factors(rate: Tensor, length: int) -> tuple[Tensor, Tensor]:
     Between a query and the keys before it ``e^{λ(t−s)} = e^{λ(t−m)} · e^{λ(m−s)}``, with m the middle of the sequence.
 
     Args:
-        rate: λ of each head, (heads,).
-        length: Number of positions.
+        rate (Tensor): λ of each head, (heads,).
+        length (int): Number of positions.
 
     Returns:
-        The factors of queries and of keys, each (heads, L, 1).
+        tuple[Tensor, Tensor]: The factors of queries and of keys, each (heads, L, 1).
     """
     position = torch.arange(length, device=rate.device) - (length - 1) / 2
     exponent = rate.view(-1, 1, 1) * position.unsqueeze(-1)

@@ -15,14 +15,14 @@ def filtered_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, cau
     """``softmax(e^{λ|t−s|} · <q_t, k_s>) · v_s`` in memory linear in the length of the sequence.
 
     Args:
-        q: Scaled queries, (B, heads, L, d).
-        k: Keys, (B, heads, L, d).
-        v: Values, (B, heads, L, d).
-        rate: λ of each head, (heads,), or None for no decay.
-        causal: Hide keys after the query.
+        q (Tensor): Scaled queries, (B, heads, L, d).
+        k (Tensor): Keys, (B, heads, L, d).
+        v (Tensor): Values, (B, heads, L, d).
+        rate (Tensor | None): λ of each head, (heads,), or None for no decay.
+        causal (bool): Hide keys after the query.
 
     Returns:
-        (B, heads, L, d).
+        Tensor: (B, heads, L, d).
     """
     if rate is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
@@ -42,15 +42,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, start: int, cau
     """Attention of some queries whose logits decay with distance: ``softmax(e^{λ|t−s|} · <q_t, k_s>) · v_s``.
 
     Args:
-        q: Scaled queries at the positions from ``start`` on, (B, heads, Q, d).
-        k: Keys at the positions from 0 on, (B, heads, S, d).
-        v: Values of the same positions, (B, heads, S, d).
-        rate: λ of each head, (heads,), or None for no decay.
-        start: Position of the first query.
-        causal: Hide keys after the query.
+        q (Tensor): Scaled queries at the positions from ``start`` on, (B, heads, Q, d).
+        k (Tensor): Keys at the positions from 0 on, (B, heads, S, d).
+        v (Tensor): Values of the same positions, (B, heads, S, d).
+        rate (Tensor | None): λ of each head, (heads,), or None for no decay.
+        start (int): Position of the first query.
+        causal (bool): Hide keys after the query.
 
     Returns:
-        (B, heads, Q, d).
+        Tensor: (B, heads, Q, d).
     """
     positions = torch.arange(max(k.shape[-2], start + q.shape[-2]), device=q.device)
     distance = positions[start : start + q.shape[-2], None] - positions[: k.shape[-2]]  # (Q, S)
@@ -71,15 +71,15 @@ def blockwise_attention(
     adds to the logits, and the filter multiplies them.
 
     Args:
-        q: Scaled queries, (B, heads, L, d).
-        k: Keys, (B, heads, L, d).
-        v: Values, (B, heads, L, d).
-        rate: λ of each head, (heads,), or None for no decay.
-        causal: Hide keys after the query; blocks of keys that no query of a block sees are skipped.
-        block: Queries in a block.
+        q (Tensor): Scaled queries, (B, heads, L, d).
+        k (Tensor): Keys, (B, heads, L, d).
+        v (Tensor): Values, (B, heads, L, d).
+        rate (Tensor | None): λ of each head, (heads,), or None for no decay.
+        causal (bool): Hide keys after the query; blocks of keys that no query of a block sees are skipped.
+        block (int): Queries in a block.
 
     Returns:
-        (B, heads, L, d).
+        Tensor: (B, heads, L, d).
     """
     length = q.shape[-2]
     outs = []

@@ -21,14 +21,14 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     zero. The state is in float32 at least, under autocast as well.
 
     Args:
-        q: Scaled queries, (B, heads, L, d).
-        k: Keys, (B, heads, L, d).
-        v: Values, (B, heads, L, d).
-        rate: λ of each head, (heads,), negative.
-        chunk: Tokens in a chunk.
+        q (Tensor): Scaled queries, (B, heads, L, d).
+        k (Tensor): Keys, (B, heads, L, d).
+        v (Tensor): Values, (B, heads, L, d).
+        rate (Tensor): λ of each head, (heads,), negative.
+        chunk (int): Tokens in a chunk.
 
     Returns:
-        (B, heads, L, d), float32 or float64.
+        Tensor: (B, heads, L, d), float32 or float64.
     """
     with no_autocast(q.device):
         length = q.shape[-2]

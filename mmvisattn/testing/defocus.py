@@ -14,14 +14,14 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, causal
     """``softmax_s(e^{λ|t−s|} · <q_t, k_s>) · v_s``, without the later tokens where causal.
 
     Args:
-        q: Scaled queries, (B, heads, L, C).
-        k: Keys of the same shape.
-        v: Values of the same shape.
-        rate: Decay λ of each head, (heads,), or None for no decay.
-        causal: Whether a token sees no later ones.
+        q (Tensor): Scaled queries, (B, heads, L, C).
+        k (Tensor): Keys of the same shape.
+        v (Tensor): Values of the same shape.
+        rate (Tensor | None): Decay λ of each head, (heads,), or None for no decay.
+        causal (bool): Whether a token sees no later ones.
 
     Returns:
-        (B, heads, L, C)
+        Tensor: (B, heads, L, C)
     """
     position = torch.arange(q.shape[2])
     distance = position[:, None] - position
@@ -77,7 +77,7 @@ class PlainDefocusMamba(nn.Module):
     """De-focus Mamba with :func:`materialising_scan`.
 
     Args:
-        network: The network whose parameters it has.
+        network (DefocusMamba): The network whose parameters it has.
     """
 
     def __init__(self, network: DefocusMamba) -> None:

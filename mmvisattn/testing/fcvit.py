@@ -13,7 +13,7 @@ class PlainFCViT(nn.Module):
     """FCViT by its formulas, without drop path.
 
     Args:
-        network: The network whose parameters it has.
+        network (FCViT): The network whose parameters it has.
     """
 
     def __init__(self, network: FCViT) -> None:

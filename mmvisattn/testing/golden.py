@@ -17,8 +17,8 @@ def load_golden(folder: str | Path, name: str) -> dict[str, np.ndarray]:
     """All arrays of one file of golden vectors.
 
     Args:
-        folder: Where the files lie.
-        name: Name of the file without ``.npz``.
+        folder (str | Path): Where the files lie.
+        name (str): Name of the file without ``.npz``.
     """
     with np.load(Path(folder, f'{name}.npz')) as file:
         return {key: file[key] for key in file.files}
@@ -28,9 +28,9 @@ def golden_image(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch
     """The standard normal images of a golden case.
 
     Args:
-        shape: Shape, (B, 3, H, W).
-        seed: Seed. Default: 0.
-        dtype: Type that the float32 numbers are given. Default: ``torch.float32``.
+        shape (Sequence[int]): Shape, (B, 3, H, W).
+        seed (int): Seed. Defaults to 0.
+        dtype (torch.dtype): Type that the float32 numbers are given. Defaults to ``torch.float32``.
     """
     image = np.random.default_rng(seed).standard_normal(tuple(int(n) for n in shape)).astype(np.float32)
     return torch.from_numpy(image).to(dtype)
@@ -40,8 +40,8 @@ def load_golden_weights(module: nn.Module, prefix: str = '') -> None:
     """Fill every parameter and buffer of a module by the rule for its name and shape.
 
     Args:
-        module: The module.
-        prefix: What stands before its names in the larger model whose vectors are at hand.
+        module (nn.Module): The module.
+        prefix (str): What stands before its names in the larger model whose vectors are at hand.
     """
     module.load_state_dict(golden_state_dict(module.state_dict(), prefix), strict=True)
 

@@ -15,13 +15,13 @@ def random_inputs(network: nn.Module, batch: int, size: tuple[int, int], device:
     """What ``network(*inputs)`` takes: images, and for a whole model what a data set tells of them.
 
     Args:
-        network: A backbone, or a detector or segmentor of mmdet or mmseg.
-        batch: Number of images.
-        size: Height and width in pixels.
-        device: Where to put the inputs.
+        network (nn.Module): A backbone, or a detector or segmentor of mmdet or mmseg.
+        batch (int): Number of images.
+        size (tuple[int, int]): Height and width in pixels.
+        device (torch.device): Where to put the inputs.
 
     Returns:
-        Images (B, 3, H, W), and for a model a list of its toolbox's data samples.
+        tuple: Images (B, 3, H, W), and for a model a list of its toolbox's data samples.
     """
     images = torch.randn(batch, 3, *size, device=device)
     if not isinstance(network, BaseModel):

@@ -83,7 +83,7 @@ def test_arguments_are_all_found():
 @pytest.mark.parametrize('network', BACKBONES | OTHERS)
 def test_docstring_tells_every_argument_in_its_order(network):
     described = re.search(r'^Args:\n(.*?)(\n\n|\Z)', inspect.getdoc(network), re.DOTALL | re.MULTILINE)[1]
-    assert re.findall(r'^    (\w+):', described, re.MULTILINE) == list(inspect.signature(network).parameters)
+    assert re.findall(r'^    (\w+) \(', described, re.MULTILINE) == list(inspect.signature(network).parameters)
 
 
 GOOD = [

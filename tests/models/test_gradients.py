@@ -13,10 +13,10 @@ def keep_gradients(out: Tensor) -> list[tuple[str, Tensor, Tensor]]:
     """Have every node of the graph keep the gradient that it gets, with a copy from before it runs.
 
     Args:
-        out: Result whose graph it is.
+        out (Tensor): Result whose graph it is.
 
     Returns:
-        Name of the node, gradient and copy; empty until the backward has run.
+        list[tuple[str, Tensor, Tensor]]: Name of the node, gradient and copy; empty until the backward has run.
     """
     kept, nodes, seen = [], [out.grad_fn], set()
 

@@ -254,9 +254,10 @@ class Case:
     """An operator and how it is measured.
 
     Args:
-        tables: Measures with the arguments that it is given, table by table.
-        options: Its arguments beside those that all have.
-        rounds: Default of ``--rounds``.
+        tables (Callable[[argparse.Namespace], Iterator[Table]]): Measures with the arguments that it is given, table by
+            table.
+        options (dict[str, dict]): Its arguments beside those that all have.
+        rounds (int): Default of ``--rounds``.
     """
 
     tables: Callable[[argparse.Namespace], Iterator[Table]]

@@ -77,10 +77,11 @@ class View:
     """What the layers of one network attended to in one forward.
 
     Args:
-        network: Name of the network's class.
-        image: The normalised input of the model, (3, H, W).
-        layers: Number of each hierarchical layer, from 1 over all layers, and its cells, boolean, (rows, columns).
-        cell: Height and width of a cell in pixels.
+        network (str): Name of the network's class.
+        image (Tensor): The normalised input of the model, (3, H, W).
+        layers (dict[int, np.ndarray]): Number of each hierarchical layer, from 1 over all layers, and its cells,
+            boolean, (rows, columns).
+        cell (tuple[float, float]): Height and width of a cell in pixels.
     """
 
     network: str
@@ -93,7 +94,7 @@ class Recorder:
     """Note the selections as they are made, for batches of one image.
 
     Args:
-        model: The detector or segmentor.
+        model (nn.Module): The detector or segmentor.
 
     Raises:
         UserError: If it has no FlexAttention.

@@ -35,8 +35,8 @@ class PlainViT(nn.Module):
     """timm's ViT of the same size, on the image shrunk by ``zoom``.
 
     Args:
-        arch: Name of a FlexViT.
-        zoom: How much the image is shrunk; 1 for the full image.
+        arch (str): Name of a FlexViT.
+        zoom (int): How much the image is shrunk; 1 for the full image.
     """
 
     def __init__(self, arch: str, zoom: int = 1) -> None:

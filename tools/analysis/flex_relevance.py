@@ -53,12 +53,12 @@ def covered(boxes: Tensor, mask: Tensor, side: tuple[float, float]) -> Tensor:
     """The share of each box that lies in chosen cells.
 
     Args:
-        boxes: Left, top, right and bottom in pixels, (boxes, 4).
-        mask: True for the chosen cells, (rows, columns).
-        side: Height and width of a cell in pixels.
+        boxes (Tensor): Left, top, right and bottom in pixels, (boxes, 4).
+        mask (Tensor): True for the chosen cells, (rows, columns).
+        side (tuple[float, float]): Height and width of a cell in pixels.
 
     Returns:
-        (boxes,)
+        Tensor: (boxes,)
     """
     left, top, right, bottom = boxes.double().unsqueeze(-1).unbind(1)  # (boxes, 1)
 
@@ -88,7 +88,7 @@ class Recorder:
     """Compare the relevances whenever a layer estimates that of its tokens.
 
     Args:
-        model: The detector or segmentor.
+        model (nn.Module): The detector or segmentor.
 
     Raises:
         UserError: If it has no FlexAttention.

@@ -87,7 +87,7 @@ class CostCounter(TorchFunctionMode):
     ``flops`` and ``activations`` are by the name of a module, all that lies in it included; ``''`` is the network.
 
     Args:
-        network: The network.
+        network (nn.Module): The network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -150,10 +150,10 @@ class Cost:
     """What a forward of one image costs; see :class:`CostCounter`.
 
     Args:
-        parameters: Number of parameters by name of module.
-        flops: FLOPs by name of module.
-        activations: Elements put out by layers, by name of module.
-        measured: Whether the forward ran for real.
+        parameters (dict[str, int]): Number of parameters by name of module.
+        flops (Counter[str]): FLOPs by name of module.
+        activations (Counter[str]): Elements put out by layers, by name of module.
+        measured (bool): Whether the forward ran for real.
     """
 
     parameters: dict[str, int]

@@ -32,10 +32,10 @@ class Stage:
     """A training that all variants go through.
 
     Args:
-        config: Config file.
-        options: ``--cfg-options``.
-        metrics: Keys of the results of its last validation, and what they are called in the table.
-        common: It is one training, of seed 0, for all seeds and variants; what sets these apart begins after it.
+        config (str): Config file.
+        options (list[str]): ``--cfg-options``.
+        metrics (dict[str, str]): Keys of the results of its last validation, and what they are called in the table.
+        common (bool): It is one training, of seed 0, for all seeds and variants; what sets these apart begins after it.
     """
 
     config: str
@@ -49,8 +49,8 @@ class Variant:
     """What sets a variant apart.
 
     Args:
-        options: ``--cfg-options`` in all stages that are not common.
-        config: Config file of the last stage in place of that of all.
+        options (list[str]): ``--cfg-options`` in all stages that are not common.
+        config (str, optional): Config file of the last stage in place of that of all.
     """
 
     options: list[str] = field(default_factory=list)
@@ -62,11 +62,13 @@ class Study:
     """Variants of a network, and how they are trained.
 
     Args:
-        variants: The variants by name.
-        stages: Trainings one after another; each starts from the weights of the one before.
-        data: Arguments of ``tools/data/make_mini.py`` that make the scenes, for each set of them.
-        tests: Settings under which a trained variant is tested once more: the variant and ``--cfg-options``, by name.
-        flops_size: Height and width of the images for which backbone and neck are counted; None for no such column.
+        variants (dict[str, Variant]): The variants by name.
+        stages (list[Stage]): Trainings one after another; each starts from the weights of the one before.
+        data (list[list[str]]): Arguments of ``tools/data/make_mini.py`` that make the scenes, for each set of them.
+        tests (dict[str, tuple[str, list[str]]]): Settings under which a trained variant is tested once more: the
+            variant and ``--cfg-options``, by name.
+        flops_size (tuple[int, int], optional): Height and width of the images for which backbone and neck are counted;
+            None for no such column.
     """
 
     variants: dict[str, Variant]
@@ -167,9 +169,9 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     """The trainings of each variant, stage by stage, and what else is tested; a common stage is one training.
 
     Args:
-        study: The study.
-        seed: Seed of all of them.
-        folder: Folder of the study.
+        study (Study): The study.
+        seed (int): Seed of all of them.
+        folder (Path): Folder of the study.
     """
     trainings: dict[str, list[Training]] = {}
     known: dict[str, Training] = {}

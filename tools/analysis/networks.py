@@ -28,8 +28,8 @@ class BackboneAndNeck(BaseModule):
     """A model without its heads.
 
     Args:
-        backbone: (B, 3, H, W) → maps.
-        neck: Maps → maps.
+        backbone (nn.Module): (B, 3, H, W) → maps.
+        neck (nn.Module): Maps → maps.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
@@ -46,9 +46,9 @@ def build(name: str, part: str, size: tuple[int, int]) -> nn.Module:
     """Build a network with random weights.
 
     Args:
-        name: See ``NAMES``.
-        part: What to take of a config: ``'backbone'``, ``'neck'`` (with the backbone before it) or ``'model'``.
-        size: Height and width of the images in pixels, for networks that are built for one size.
+        name (str): See ``NAMES``.
+        part (str): What to take of a config: ``'backbone'``, ``'neck'`` (with the backbone before it) or ``'model'``.
+        size (tuple[int, int]): Height and width of the images in pixels, for networks that are built for one size.
 
     Raises:
         UserError: If there is no such network, or the config has no such part.

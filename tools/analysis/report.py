@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
     """The arguments of all tools that measure.
 
     Args:
-        parser: Their parser.
-        rounds: Default of ``--rounds``.
+        parser (argparse.ArgumentParser): Their parser.
+        rounds (int): Default of ``--rounds``.
     """
     parser.add_argument('--rounds', type=parse_count, default=rounds, help=f'timed rounds; default: {rounds}')
     parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
@@ -30,9 +30,10 @@ def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> di
     """A report without tables.
 
     Args:
-        file: The tool, one of this folder.
-        argv: Its arguments, or None for those of the process; that of the file for the report is not kept.
-        args: What they were read as.
+        file (str): The tool, one of this folder.
+        argv (Sequence[str] | None): Its arguments, or None for those of the process; that of the file for the report is
+            not kept.
+        args (argparse.Namespace): What they were read as.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if '--json' in words:

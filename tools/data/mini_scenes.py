@@ -30,8 +30,8 @@ class Options:
         val (int): Number of validation images.
         size (tuple[int, int]): Width and height of the images in pixels.
         classes (int): Number of classes of things, the first ones of :data:`mini_shapes.THINGS`.
-        objects (tuple[int, int]): Fewest and most objects in an image that has any. A thing that
-            finds no place in a full scene is left out.
+        objects (tuple[int, int]): Fewest and most objects in an image that has any. A thing that finds no place in a
+            full scene is left out.
         shares (tuple[float, float, float]): Shares of small, medium and large objects.
         smallest (int): Side of the smallest objects in pixels, as the root of their area.
         empty (float): Share of images without objects.

@@ -24,7 +24,7 @@ def install() -> str | None:
     """Offer ``mmcv._ext`` to later imports, unless mmcv is compiled or not installed at all.
 
     Returns:
-        What was done, or None where nothing is needed.
+        str | None: What was done, or None where nothing is needed.
     """
     if not mmcv_found() or compiled():
         return None

@@ -16,9 +16,9 @@ def windows(rows: Tensor, columns: Tensor, weight: int) -> Iterator[tuple[Tensor
     left out, and groups are cut to a bounded amount of memory.
 
     Args:
-        rows: (N,) height of each box's window.
-        columns: (N,) width of each box's window.
-        weight: Elements of a box for each position in its window.
+        rows (Tensor): (N,) height of each box's window.
+        columns (Tensor): (N,) width of each box's window.
+        weight (int): Elements of a box for each position in its window.
 
     Yields:
         Indices of the boxes, and a height and width that hold all their windows.
@@ -38,11 +38,11 @@ def map_offsets(rois: Tensor, maps: Tensor) -> Tensor:
     """Where the maps of each box begin in a flat view of all of them.
 
     Args:
-        rois: (N, 5), the first column names the image.
-        maps: (B, C, H, W).
+        rois (Tensor): (N, 5), the first column names the image.
+        maps (Tensor): (B, C, H, W).
 
     Returns:
-        (N, C, 1, 1).
+        Tensor: (N, C, 1, 1).
     """
     channels = maps.size(1)
     number = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)

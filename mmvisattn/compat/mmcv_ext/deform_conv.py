@@ -33,23 +33,23 @@ def deform_conv_forward(
     """Write the convolution to ``output``.
 
     Args:
-        input: (B, C, H, W).
-        weight: (C_out, C / group, kH, kW).
-        offset: (B, 2 * deformable_group * kH * kW, H_out, W_out), y before x.
-        output: (B, C_out, H_out, W_out) buffer.
-        columns: Scratch.
-        ones: Scratch.
-        kW: Kernel width; ``kH`` its height.
-        kH: See ``kW``.
-        dW: Stride in x; ``dH`` in y.
-        dH: See ``dW``.
-        padW: Padding in x; ``padH`` in y.
-        padH: See ``padW``.
-        dilationW: Dilation in x; ``dilationH`` in y.
-        dilationH: See ``dilationW``.
-        group: Groups of the convolution.
-        deformable_group: Groups of channels with offsets of their own.
-        im2col_step: Not needed.
+        input (Tensor): (B, C, H, W).
+        weight (Tensor): (C_out, C / group, kH, kW).
+        offset (Tensor): (B, 2 * deformable_group * kH * kW, H_out, W_out), y before x.
+        output (Tensor): (B, C_out, H_out, W_out) buffer.
+        columns (Tensor): Scratch.
+        ones (Tensor): Scratch.
+        kW (int): Kernel width; ``kH`` its height.
+        kH (int): See ``kW``.
+        dW (int): Stride in x; ``dH`` in y.
+        dH (int): See ``dW``.
+        padW (int): Padding in x; ``padH`` in y.
+        padH (int): See ``padW``.
+        dilationW (int): Dilation in x; ``dilationH`` in y.
+        dilationH (int): See ``dilationW``.
+        group (int): Groups of the convolution.
+        deformable_group (int): Groups of channels with offsets of their own.
+        im2col_step (int): Not needed.
     """
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     output.copy_(_forward(input, weight, offset, None, None, geometry))
@@ -139,25 +139,25 @@ def modulated_deform_conv_forward(
     """Write the convolution to ``output``.
 
     Args:
-        input: (B, C, H, W).
-        weight: (C_out, C / group, kernel_h, kernel_w).
-        bias: (C_out,), or anything if not ``with_bias``.
-        ones: Scratch.
-        offset: (B, 2 * deformable_group * kernel_h * kernel_w, H_out, W_out), y before x.
-        mask: (B, deformable_group * kernel_h * kernel_w, H_out, W_out), factor of each sample.
-        output: (B, C_out, H_out, W_out) buffer.
-        columns: Scratch.
-        kernel_h: Kernel height.
-        kernel_w: Kernel width.
-        stride_h: Stride in y.
-        stride_w: Stride in x.
-        pad_h: Padding in y.
-        pad_w: Padding in x.
-        dilation_h: Dilation in y.
-        dilation_w: Dilation in x.
-        group: Groups of the convolution.
-        deformable_group: Groups of channels with offsets of their own.
-        with_bias: Whether to add ``bias``.
+        input (Tensor): (B, C, H, W).
+        weight (Tensor): (C_out, C / group, kernel_h, kernel_w).
+        bias (Tensor): (C_out,), or anything if not ``with_bias``.
+        ones (Tensor): Scratch.
+        offset (Tensor): (B, 2 * deformable_group * kernel_h * kernel_w, H_out, W_out), y before x.
+        mask (Tensor): (B, deformable_group * kernel_h * kernel_w, H_out, W_out), factor of each sample.
+        output (Tensor): (B, C_out, H_out, W_out) buffer.
+        columns (Tensor): Scratch.
+        kernel_h (int): Kernel height.
+        kernel_w (int): Kernel width.
+        stride_h (int): Stride in y.
+        stride_w (int): Stride in x.
+        pad_h (int): Padding in y.
+        pad_w (int): Padding in x.
+        dilation_h (int): Dilation in y.
+        dilation_w (int): Dilation in x.
+        group (int): Groups of the convolution.
+        deformable_group (int): Groups of channels with offsets of their own.
+        with_bias (bool): Whether to add ``bias``.
     """
     geometry = (
         stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group,

@@ -17,12 +17,12 @@ def sigmoid_focal_loss_forward(
     """Write the loss of every logit to ``output``.
 
     Args:
-        input: (N, C) logits.
-        target: (N,) class of each row; a value outside [0, C) is background.
-        weight: (C,) factor of the rows of each class, background rows keep 1; empty for none.
-        output: (N, C) buffer.
-        gamma: Focusing exponent.
-        alpha: Weight of the positives, 1 - alpha of the negatives.
+        input (Tensor): (N, C) logits.
+        target (Tensor): (N,) class of each row; a value outside [0, C) is background.
+        weight (Tensor): (C,) factor of the rows of each class, background rows keep 1; empty for none.
+        output (Tensor): (N, C) buffer.
+        gamma (float): Focusing exponent.
+        alpha (float): Weight of the positives, 1 - alpha of the negatives.
     """
     x = widen(input)
     p = x.sigmoid()
@@ -48,12 +48,12 @@ def softmax_focal_loss_forward(
     """Write the loss of every row to ``output``.
 
     Args:
-        input: (N, C) probabilities (after the softmax).
-        target: (N,) class of each row; rows with a negative one are ignored.
-        weight: (C,) factor of the rows of each class; empty for none.
-        output: (N,) buffer.
-        gamma: Focusing exponent.
-        alpha: Factor of the whole loss.
+        input (Tensor): (N, C) probabilities (after the softmax).
+        target (Tensor): (N,) class of each row; rows with a negative one are ignored.
+        weight (Tensor): (C,) factor of the rows of each class; empty for none.
+        output (Tensor): (N,) buffer.
+        gamma (float): Focusing exponent.
+        alpha (float): Factor of the whole loss.
     """
     p, valid = _probability(input, target)
     loss = -alpha * (1 - p).pow(gamma) * p.log()

@@ -18,15 +18,15 @@ def ms_deform_attn_forward(
     """Sum of values sampled at a few places on every level.
 
     Args:
-        value: (B, sum of H*W over levels, heads, D).
-        value_spatial_shapes: (levels, 2), H and W of each level.
-        value_level_start_index: Not needed; levels follow one another.
-        sampling_locations: (B, Q, heads, levels, points, 2), x and y with 0 and 1 at the edges of the map.
-        attention_weights: (B, Q, heads, levels, points).
-        im2col_step: Not needed; a batch is done at once.
+        value (Tensor): (B, sum of H*W over levels, heads, D).
+        value_spatial_shapes (Tensor): (levels, 2), H and W of each level.
+        value_level_start_index (Tensor): Not needed; levels follow one another.
+        sampling_locations (Tensor): (B, Q, heads, levels, points, 2), x and y with 0 and 1 at the edges of the map.
+        attention_weights (Tensor): (B, Q, heads, levels, points).
+        im2col_step (int): Not needed; a batch is done at once.
 
     Returns:
-        (B, Q, heads * D).
+        Tensor: (B, Q, heads * D).
     """
     return _attend(value, value_spatial_shapes, sampling_locations, attention_weights)
 

@@ -14,13 +14,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """Keep the boxes that no better box overlaps by more than ``iou_threshold``.
 
     Args:
-        boxes: (N, 4) as x1, y1, x2, y2.
-        scores: (N,).
-        iou_threshold: Overlap above which the box of the lower score goes.
-        offset: 0 or 1, added to each width and height (1 where coordinates name pixels).
+        boxes (Tensor): (N, 4) as x1, y1, x2, y2.
+        scores (Tensor): (N,).
+        iou_threshold (float): Overlap above which the box of the lower score goes.
+        offset (int): 0 or 1, added to each width and height (1 where coordinates name pixels).
 
     Returns:
-        Indices of the kept boxes in the order of falling score.
+        Tensor: Indices of the kept boxes in the order of falling score.
     """
     boxes = widen(boxes)
     if offset:
@@ -43,17 +43,17 @@ def softnms(
     """Lower the scores of overlapped boxes instead of dropping them (Soft-NMS, arXiv 1704.04503).
 
     Args:
-        boxes: (N, 4) as x1, y1, x2, y2, on the CPU.
-        scores: (N,).
-        dets: (N, 5) buffer; the first K rows receive boxes and new scores.
-        iou_threshold: Overlap from which the naive and the linear method act.
-        sigma: Width of the gaussian method.
-        min_score: Boxes whose score falls below it are dropped.
-        method: 0 naive, 1 linear, 2 gaussian.
-        offset: 0 or 1, added to each width and height.
+        boxes (Tensor): (N, 4) as x1, y1, x2, y2, on the CPU.
+        scores (Tensor): (N,).
+        dets (Tensor): (N, 5) buffer; the first K rows receive boxes and new scores.
+        iou_threshold (float): Overlap from which the naive and the linear method act.
+        sigma (float): Width of the gaussian method.
+        min_score (float): Boxes whose score falls below it are dropped.
+        method (int): 0 naive, 1 linear, 2 gaussian.
+        offset (int): 0 or 1, added to each width and height.
 
     Returns:
-        (K,) indices of the kept boxes in the order in which they were picked.
+        Tensor: (K,) indices of the kept boxes in the order in which they were picked.
     """
     float32 = np.float32
     corners = boxes.detach().float().numpy()
@@ -102,8 +102,8 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Suppress as NMS does, and remember which box suppressed which.
 
     Args:
-        dets: (N, 5) as x1, y1, x2, y2, score, on the CPU.
-        iou_threshold: Overlap from which the box of the lower score goes.
+        dets (Tensor): (N, 5) as x1, y1, x2, y2, score, on the CPU.
+        iou_threshold (float): Overlap from which the box of the lower score goes.
 
     Returns:
         A list for each kept box, best first: its own index, then those it suppressed by falling score.

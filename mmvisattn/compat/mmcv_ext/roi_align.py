@@ -33,17 +33,17 @@ def roi_align_forward(
     """Write the pooled bins to ``output``.
 
     Args:
-        input: (B, C, H, W).
-        rois: (N, 5), index in the batch and x1, y1, x2, y2 in the image.
-        output: (N, C, aligned_height, aligned_width) buffer.
-        argmax_y: The same, receives where in y the maximum was; not used when averaging.
-        argmax_x: The same in x.
-        aligned_height: Bins in y.
-        aligned_width: Bins in x.
-        spatial_scale: Size of the map relative to the image.
-        sampling_ratio: Samples of a bin in either direction, 0 for as many as it has pixels.
-        pool_mode: 0 maximum, 1 average.
-        aligned: Whether pixel centres lie at half coordinates.
+        input (Tensor): (B, C, H, W).
+        rois (Tensor): (N, 5), index in the batch and x1, y1, x2, y2 in the image.
+        output (Tensor): (N, C, aligned_height, aligned_width) buffer.
+        argmax_y (Tensor): The same, receives where in y the maximum was; not used when averaging.
+        argmax_x (Tensor): The same in x.
+        aligned_height (int): Bins in y.
+        aligned_width (int): Bins in x.
+        spatial_scale (float): Size of the map relative to the image.
+        sampling_ratio (int): Samples of a bin in either direction, 0 for as many as it has pixels.
+        pool_mode (int): 0 maximum, 1 average.
+        aligned (bool): Whether pixel centres lie at half coordinates.
     """
     work = widen(input)
     boxes = rois.to(work.dtype)
@@ -128,12 +128,12 @@ def _spread_average(
     On a CPU torchvision adds sample by sample and channel by channel, with the weights worked out for each anew.
 
     Args:
-        grad: (N, C, bins_y, bins_x).
-        boxes: (N, 5).
-        grad_input: (B, C, H, W) buffer.
-        spatial_scale: See :func:`roi_align_forward`.
-        sampling_ratio: See there.
-        aligned: See there.
+        grad (Tensor): (N, C, bins_y, bins_x).
+        boxes (Tensor): (N, 5).
+        grad_input (Tensor): (B, C, H, W) buffer.
+        spatial_scale (float): See :func:`roi_align_forward`.
+        sampling_ratio (int): See there.
+        aligned (bool): See there.
     """
     bins_y, bins_x = grad.shape[2:]
     images, _, height, width = grad_input.shape
@@ -162,12 +162,12 @@ class _Axis:
     """Where the bins of every box are sampled along one axis.
 
     Args:
-        low: (N,) near edge of each box in the image.
-        high: (N,) far edge.
-        scale: Size of the map relative to the image.
-        bins: Number of bins.
-        sampling_ratio: Samples of a bin, 0 for as many as it has pixels.
-        aligned: Whether pixel centres lie at half coordinates.
+        low (Tensor): (N,) near edge of each box in the image.
+        high (Tensor): (N,) far edge.
+        scale (float): Size of the map relative to the image.
+        bins (int): Number of bins.
+        sampling_ratio (int): Samples of a bin, 0 for as many as it has pixels.
+        aligned (bool): Whether pixel centres lie at half coordinates.
     """
 
     def __init__(self, low: Tensor, high: Tensor, scale: float, bins: int, sampling_ratio: int, aligned: bool) -> None:
@@ -194,9 +194,9 @@ class _Axis:
         """What pixels each bin of some boxes averages, with what weights: (n, bins, pixels) both.
 
         Args:
-            index: The boxes.
-            size: Most samples of a bin.
-            length: Pixels of the map along the axis.
+            index (Tensor): The boxes.
+            size (int): Most samples of a bin.
+            length (int): Pixels of the map along the axis.
         """
         position, used = self.positions(index, size)
         position = torch.where(used, position, position[..., :1])

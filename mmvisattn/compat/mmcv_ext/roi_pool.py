@@ -21,13 +21,13 @@ def roi_pool_forward(
     """Write the maximum of every bin to ``output`` and where it was to ``argmax``.
 
     Args:
-        input: (B, C, H, W).
-        rois: (N, 5), index in the batch and x1, y1, x2, y2 in the image.
-        output: (N, C, pooled_height, pooled_width) buffer; empty bins become 0.
-        argmax: The same in int32: y * W + x of the maximum, -1 for an empty bin.
-        pooled_height: Bins in y.
-        pooled_width: Bins in x.
-        spatial_scale: Size of the map relative to the image.
+        input (Tensor): (B, C, H, W).
+        rois (Tensor): (N, 5), index in the batch and x1, y1, x2, y2 in the image.
+        output (Tensor): (N, C, pooled_height, pooled_width) buffer; empty bins become 0.
+        argmax (Tensor): The same in int32: y * W + x of the maximum, -1 for an empty bin.
+        pooled_height (int): Bins in y.
+        pooled_width (int): Bins in x.
+        spatial_scale (float): Size of the map relative to the image.
     """
     output.zero_()
     argmax.fill_(-1)

@@ -27,11 +27,11 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     :meth:`stage_modules`, and tells its own depth to the layer-decay optimizer in :meth:`get_layer_depth`.
 
     Args:
-        frozen_stages: Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
-        norm_eval: Keep BatchNorm in evaluation mode (fixed running statistics) while training.
-        in_channels: Number of channels of the image.
-        init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...)`` takes the
-            authors' files as they are, see :func:`mmvisattn.checkpoint.load_pretrained`.
+        frozen_stages (int): Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
+        norm_eval (bool): Keep BatchNorm in evaluation mode (fixed running statistics) while training.
+        in_channels (int): Number of channels of the image.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. ``dict(type='Pretrained',
+            checkpoint=...)`` takes the authors' files as they are, see :func:`mmvisattn.checkpoint.load_pretrained`.
     """
 
     # Sizes of each named architecture, and defaults of arguments that go with it.
@@ -151,11 +151,11 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         """The depth of a parameter, for layer-wise learning-rate decay.
 
         Args:
-            param_name: Full name of the parameter.
-            prefix: What stands before the backbone's own names, such as ``'backbone.'``.
+            param_name (str): Full name of the parameter.
+            prefix (str): What stands before the backbone's own names, such as ``'backbone.'``.
 
         Returns:
-            The layer's depth from 0, and the number of layers.
+            tuple[int, int]: The layer's depth from 0, and the number of layers.
         """
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

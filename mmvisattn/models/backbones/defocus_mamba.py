@@ -34,8 +34,8 @@ class RMSNorm(nn.Module):
     """Division by the root mean square, in float32, then a weight.
 
     Args:
-        dim: Number of channels C.
-        eps: Added to the mean square.
+        dim (int): Number of channels C.
+        eps (float): Added to the mean square.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -53,14 +53,14 @@ class Mixer(nn.Module):
     """Selective state space between a causal convolution and a gate, with rotation of its input and output weights.
 
     Args:
-        dim: Number of channels C.
-        d_inner: Width D inside.
-        d_state: Entries N of the state of each channel.
-        dt_rank: Rank of the projection to the step size Δ.
-        group_norm_size: Channels that are normalised together after the scan.
-        rope_scale: What positions are divided by for the rotation.
-        delta_scale: What Δ is divided by.
-        scan_backend: See :func:`mmvisattn.ops.selective_scan.selective_scan`.
+        dim (int): Number of channels C.
+        d_inner (int): Width D inside.
+        d_state (int): Entries N of the state of each channel.
+        dt_rank (int): Rank of the projection to the step size Δ.
+        group_norm_size (int): Channels that are normalised together after the scan.
+        rope_scale (float): What positions are divided by for the rotation.
+        delta_scale (float): What Δ is divided by.
+        scan_backend (str): See :func:`mmvisattn.ops.selective_scan.selective_scan`.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class Block(nn.Module):
     """A mixer behind a norm, with drop path and a residual sum.
 
     Args:
-        dim: Number of channels C.
-        mixer: What mixes the tokens, (B, L, C) → (B, L, C).
-        drop_path_rate: Rate at which a sample skips the mixer.
+        dim (int): Number of channels C.
+        mixer (nn.Module): What mixes the tokens, (B, L, C) → (B, L, C).
+        drop_path_rate (float): Rate at which a sample skips the mixer.
     """
 
     def __init__(self, dim: int, mixer: nn.Module, drop_path_rate: float = 0.0) -> None:
@@ -147,28 +147,31 @@ class DefocusMamba(SequenceBackbone):
     files, and not computed.
 
     Args:
-        arch: ``'small'``, ``'base'``, ``'large'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks),
-            ``d_inner`` (width inside, a multiple of ``group_norm_size``), ``d_state`` (entries of the state, even),
-            ``dt_rank`` and ``group_norm_size`` (channels), which may hold the defaults of the three arguments after
-            ``token_order`` too. Default: ``'base'``.
-        token_order: ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square by
-            square; ``'raster'``: row by row. Default: ``'window'``.
-        pretrain_size: Side of the images of pretraining in pixels, a multiple of 16. Default: that of the released
-            files, 384 for ``'large'`` and otherwise 224.
-        rope_scale: What positions are divided by for the rotation; the square of the ratio of the side of the image
-            to ``pretrain_size``, nominally. Default: that of the released detectors, for 1024 pixels: 7.13 for
-            ``'large'`` and otherwise 20.
-        delta_scale: What the step size Δ is divided by; the ratio of the sides, nominally. Default: that of the
-            released detectors, for 1024 pixels: 2.67 for ``'large'`` and otherwise 4.57.
-        scan_backend: Backend of the selective scan, see :func:`mmvisattn.ops.selective_scan.selective_scan`.
-            Default: ``'auto'``.
-        out_indices: Numbers of the blocks to return, from 0; each goes through the last norm. Default: the last.
-        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
-            nothing. Default: -1.
-        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
-        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
-        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
-        init_cfg: mmengine's initialisation config. Default: None, the initialisation of the paper.
+        arch (str | dict): ``'small'``, ``'base'``, ``'large'``, or a dict with ``embed_dims`` (channels), ``depth``
+            (blocks), ``d_inner`` (width inside, a multiple of ``group_norm_size``), ``d_state`` (entries of the state,
+            even), ``dt_rank`` and ``group_norm_size`` (channels), which may hold the defaults of the three arguments
+            after ``token_order`` too. Defaults to ``'base'``.
+        token_order (str): ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square
+            by square; ``'raster'``: row by row. Defaults to ``'window'``.
+        pretrain_size (int, optional): Side of the images of pretraining in pixels, a multiple of 16. Defaults to that
+            of the released files, 384 for ``'large'`` and otherwise 224.
+        rope_scale (float, optional): What positions are divided by for the rotation; the square of the ratio of the
+            side of the image to ``pretrain_size``, nominally. Defaults to that of the released detectors, for 1024
+            pixels: 7.13 for ``'large'`` and otherwise 20.
+        delta_scale (float, optional): What the step size Δ is divided by; the ratio of the sides, nominally. Defaults
+            to that of the released detectors, for 1024 pixels: 2.67 for ``'large'`` and otherwise 4.57.
+        scan_backend (str): Backend of the selective scan, see :func:`mmvisattn.ops.selective_scan.selective_scan`.
+            Defaults to ``'auto'``.
+        out_indices (Sequence[int]): Numbers of the blocks to return, from 0; each goes through the last norm. Defaults
+            to the last.
+        frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
+            nothing. Defaults to -1.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations. Defaults to False.
+        drop_path_rate (float): Drop path rate of the last block; rises linearly from 0 over the blocks. Defaults to 0.
+        in_channels (int): Number of channels of the image; weights for RGB are fitted to it as they load. Defaults to
+            3.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to None, the initialisation
+            of the paper.
 
     Raises:
         UserError: If an argument is out of range.

@@ -18,10 +18,10 @@ class Attention(nn.Module):
     """Multi-head attention with rotated queries and keys and decaying logits.
 
     Args:
-        dim: Number of channels C.
-        num_heads: Number of heads.
-        bandpass: Rotation and decay.
-        causal: Hide later tokens.
+        dim (int): Number of channels C.
+        num_heads (int): Number of heads.
+        bandpass (BandpassFilter): Rotation and decay.
+        causal (bool): Hide later tokens.
     """
 
     def __init__(self, dim: int, num_heads: int, bandpass: BandpassFilter, causal: bool = True) -> None:
@@ -53,24 +53,28 @@ class DefocusViT(SequenceTransformer):
     checkpoint='timm://deit_base_patch16_224')``; only the filter is new.
 
     Args:
-        arch: ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks), ``num_heads`` and
-            ``mlp_ratio``. Default: ``'base'``.
-        token_order: ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square by
-            square; ``'raster'``: row by row. Default: ``'window'``.
-        pretrain_size: Side of the images of pretraining in pixels, a multiple of 16. Default: 224.
-        rope_scale: What positions are divided by for the rotation; the square of the ratio of the side of the image
-            to ``pretrain_size``, nominally. Default: 20, for 1024 pixels.
-        delta_scale: What λ is divided by; the ratio of the sides, nominally. Default: 4.57, for 1024 pixels.
-        causal: Hide later tokens. Otherwise all see all and the filter takes the distance ``|t−s|``. Default: True.
-        decay: Have the decay. Default: True.
-        rotation: Have the rotation. Default: True.
-        out_indices: Numbers of the blocks to return, from 0; each goes through the last norm. Default: the last.
-        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
-            nothing. Default: -1.
-        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
-        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
-        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
-        init_cfg: mmengine's initialisation config. Default: None, truncated normal for linear layers.
+        arch (str | dict): ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks),
+            ``num_heads`` and ``mlp_ratio``. Defaults to ``'base'``.
+        token_order (str): ``'window'``: zero-pad the image to a multiple of ``pretrain_size`` and go through it square
+            by square; ``'raster'``: row by row. Defaults to ``'window'``.
+        pretrain_size (int): Side of the images of pretraining in pixels, a multiple of 16. Defaults to 224.
+        rope_scale (float): What positions are divided by for the rotation; the square of the ratio of the side of the
+            image to ``pretrain_size``, nominally. Defaults to 20, for 1024 pixels.
+        delta_scale (float): What λ is divided by; the ratio of the sides, nominally. Defaults to 4.57, for 1024 pixels.
+        causal (bool): Hide later tokens. Otherwise all see all and the filter takes the distance ``|t−s|``. Defaults to
+            True.
+        decay (bool): Have the decay. Defaults to True.
+        rotation (bool): Have the rotation. Defaults to True.
+        out_indices (Sequence[int]): Numbers of the blocks to return, from 0; each goes through the last norm. Defaults
+            to the last.
+        frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
+            nothing. Defaults to -1.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations. Defaults to False.
+        drop_path_rate (float): Drop path rate of the last block; rises linearly from 0 over the blocks. Defaults to 0.
+        in_channels (int): Number of channels of the image; weights for RGB are fitted to it as they load. Defaults to
+            3.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to None, truncated normal for
+            linear layers.
 
     Raises:
         UserError: If an argument is out of range.

@@ -48,8 +48,8 @@ class GlobalContext(nn.Module):
     """Weighted global context: per-head similarity to the mean, times a bottleneck of the mean.
 
     Args:
-        dim: Number of channels C, a multiple of 8.
-        compete: Let two halves of the bottleneck compete (element-wise maximum); otherwise GELU.
+        dim (int): Number of channels C, a multiple of 8.
+        compete (bool): Let two halves of the bottleneck compete (element-wise maximum); otherwise GELU.
     """
 
     def __init__(self, dim: int, compete: bool = True) -> None:
@@ -76,8 +76,8 @@ class TokenMixer(nn.Module):
     """Mixing between positions: twice a global context, a large depthwise and a pair of 1×1 convolutions.
 
     Args:
-        dim: Number of channels.
-        compete: See :class:`GlobalContext`.
+        dim (int): Number of channels.
+        compete (bool): See :class:`GlobalContext`.
     """
 
     def __init__(self, dim: int, compete: bool = True) -> None:
@@ -101,9 +101,9 @@ class ChannelMixer(nn.Module):
     """Mixing between channels: an inverted bottleneck with a 3×3 depthwise convolution.
 
     Args:
-        dim: Number of channels.
-        hidden_dim: Number of channels inside.
-        drop_rate: Dropout rate after the activation and at the end.
+        dim (int): Number of channels.
+        hidden_dim (int): Number of channels inside.
+        drop_rate (float): Dropout rate after the activation and at the end.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
@@ -124,12 +124,12 @@ class Block(nn.Module):
     """Token mixer and channel mixer, each behind a norm, with layer scale, drop path and a residual sum.
 
     Args:
-        dim: Number of channels.
-        mlp_ratio: Width of the channel mixer as a multiple of ``dim``.
-        compete: See :class:`GlobalContext`.
-        drop_rate: Dropout rate in the channel mixer.
-        drop_path_rate: Rate at which a sample skips a branch.
-        layer_scale_init_value: Initial value of the layer scales.
+        dim (int): Number of channels.
+        mlp_ratio (float): Width of the channel mixer as a multiple of ``dim``.
+        compete (bool): See :class:`GlobalContext`.
+        drop_rate (float): Dropout rate in the channel mixer.
+        drop_path_rate (float): Rate at which a sample skips a branch.
+        layer_scale_init_value (float): Initial value of the layer scales.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class PatchEmbed(nn.Module):
     """Strided convolution and BatchNorm: the stem, and the step down between two stages.
 
     Args:
-        in_dim: Number of channels that come in.
-        dim: Number of channels that go out.
-        kernel_size: Side of the kernel in pixels; half of it is padded.
-        stride: Step in pixels.
+        in_dim (int): Number of channels that come in.
+        dim (int): Number of channels that go out.
+        kernel_size (int): Side of the kernel in pixels; half of it is padded.
+        stride (int): Step in pixels.
     """
 
     def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int) -> None:
@@ -184,19 +184,22 @@ class FCViT(BaseBackbone):
     stages and norms that ``out_indices`` asks for are built, so no parameter is left without a gradient.
 
     Args:
-        arch: ``'tiny'``, ``'b12'``, ``'b24'``, ``'b48'``, or a dict with ``embed_dims`` (channels, multiples of 8),
-            ``depths`` (blocks) and ``mlp_ratios``, each a sequence with one entry a stage. Default: ``'b12'``.
-        out_indices: Numbers of the stages to return, from 0. Default: all four.
-        frozen_stages: Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
-            Default: -1.
-        norm_eval: Keep BatchNorm in evaluation mode while training. Default: False.
-        with_cp: Recompute each block in the backward instead of keeping its activations. Default: False.
-        drop_rate: Dropout rate in the channel mixers. Default: 0.
-        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks. Default: 0.
-        layer_scale_init_value: Initial value of the layer scales. Default: 1e-6.
-        compete: Let two halves of each bottleneck compete, as in every released model. Default: True.
-        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
-        init_cfg: mmengine's initialisation config. Default: None, the initialisation of the released code.
+        arch (str | dict): ``'tiny'``, ``'b12'``, ``'b24'``, ``'b48'``, or a dict with ``embed_dims`` (channels,
+            multiples of 8), ``depths`` (blocks) and ``mlp_ratios``, each a sequence with one entry a stage. Defaults to
+            ``'b12'``.
+        out_indices (Sequence[int]): Numbers of the stages to return, from 0. Defaults to all four.
+        frozen_stages (int): Number of the last frozen stage, counted from 1; 0 freezes the stem alone, -1 nothing.
+            Defaults to -1.
+        norm_eval (bool): Keep BatchNorm in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations. Defaults to False.
+        drop_rate (float): Dropout rate in the channel mixers. Defaults to 0.
+        drop_path_rate (float): Drop path rate of the last block; rises linearly from 0 over the blocks. Defaults to 0.
+        layer_scale_init_value (float): Initial value of the layer scales. Defaults to 1e-6.
+        compete (bool): Let two halves of each bottleneck compete, as in every released model. Defaults to True.
+        in_channels (int): Number of channels of the image; weights for RGB are fitted to it as they load. Defaults to
+            3.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to None, the initialisation
+            of the released code.
 
     Raises:
         UserError: If an argument is out of range, or an image is too small for the last stage.
@@ -302,10 +305,12 @@ class FCViT(BaseBackbone):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x: Images, (B, in_channels, H, W). H and W may be any numbers that leave the last stage something to shrink.
+            x (Tensor): Images, (B, in_channels, H, W). H and W may be any numbers that leave the last stage something
+                to shrink.
 
         Returns:
-            A map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i, at strides 4, 8, 16, 32.
+            tuple[Tensor, ...]: A map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i, at strides 4,
+            8, 16, 32.
         """
         self.check_input(x, min_size=2 ** self.out_indices[-1] * 2 + 1)
         x = self.patch_embed(channels_last_on_cpu(x))

@@ -42,31 +42,36 @@ class FlexViT(BaseBackbone):
     pixels in a batch of 512×768 differ by a quarter from those it has alone (``'tiny'``, random weights, noise).
 
     Args:
-        arch: ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims`` (channels),
-            ``depth`` (layers), ``num_heads`` and ``mlp_ratio``. Default: ``'base'``.
-        patch_size: Side of a patch in pixels, the stride of the high-resolution map. Default: 16.
-        pretrain_size: Side in pixels of the images of pretraining, which gives the size of the position embedding;
-            a multiple of ``patch_size``. Embeddings of other sizes are resampled on loading. Default: 224.
-        zoom: How much the image is shrunk for the low-resolution map, an integer from 2. Default: 2.
-        num_plain_layers: Layers before the first hierarchical one, at least 1. With as many as there are in all, the
-            network is a plain ViT, which with ``out_indices=(1,)`` does not look at the full image. Default: a quarter
-            of all.
-        relevance: What makes a low-resolution token relevant: ``'contrast'``, that its attention differs from that of
-            its neighbours, or ``'received'``, the attention it receives, as in the paper. Default: ``'contrast'``.
-        select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
-            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Default: ``'topk'``.
-        select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.25.
-        select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
-        cell_size: Side of a cell in low-resolution tokens. Default: 2.
-        out_indices: What to return: 0 is the high-resolution map fused with the upsampled low-resolution map, 1 the
-            low-resolution map itself. Default: (0,).
-        frozen_stages: Number of the last frozen layer, counted from 1; 0 freezes patch and position embedding alone,
-            -1 nothing. Default: -1.
-        norm_eval: Part of the common contract; there is no BatchNorm here. Default: False.
-        with_cp: Recompute each layer in the backward instead of keeping its activations. Default: False.
-        drop_path_rate: Drop path rate of the last layer; rises linearly from 0 over the layers. Default: 0.
-        in_channels: Number of channels of the image; weights for RGB are fitted to it as they load. Default: 3.
-        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers.
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims``
+            (channels), ``depth`` (layers), ``num_heads`` and ``mlp_ratio``. Defaults to ``'base'``.
+        patch_size (int): Side of a patch in pixels, the stride of the high-resolution map. Defaults to 16.
+        pretrain_size (int): Side in pixels of the images of pretraining, which gives the size of the position
+            embedding; a multiple of ``patch_size``. Embeddings of other sizes are resampled on loading. Defaults to
+            224.
+        zoom (int): How much the image is shrunk for the low-resolution map, an integer from 2. Defaults to 2.
+        num_plain_layers (int, optional): Layers before the first hierarchical one, at least 1. With as many as there
+            are in all, the network is a plain ViT, which with ``out_indices=(1,)`` does not look at the full image.
+            Defaults to a quarter of all.
+        relevance (str): What makes a low-resolution token relevant: ``'contrast'``, that its attention differs from
+            that of its neighbours, or ``'received'``, the attention it receives, as in the paper. Defaults to
+            ``'contrast'``.
+        select_mode (str): ``'topk'``, ``'threshold'`` or ``'random'``, see
+            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Defaults to ``'topk'``.
+        select_ratio (float): Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Defaults to 0.25.
+        select_threshold (float): What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Defaults
+            to 48.
+        cell_size (int): Side of a cell in low-resolution tokens. Defaults to 2.
+        out_indices (Sequence[int]): What to return: 0 is the high-resolution map fused with the upsampled
+            low-resolution map, 1 the low-resolution map itself. Defaults to (0,).
+        frozen_stages (int): Number of the last frozen layer, counted from 1; 0 freezes patch and position embedding
+            alone, -1 nothing. Defaults to -1.
+        norm_eval (bool): Part of the common contract; there is no BatchNorm here. Defaults to False.
+        with_cp (bool): Recompute each layer in the backward instead of keeping its activations. Defaults to False.
+        drop_path_rate (float): Drop path rate of the last layer; rises linearly from 0 over the layers. Defaults to 0.
+        in_channels (int): Number of channels of the image; weights for RGB are fitted to it as they load. Defaults to
+            3.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to truncated normal for
+            linear layers.
 
     Raises:
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
@@ -178,12 +183,12 @@ class FlexViT(BaseBackbone):
         """Compute the maps in ``out_indices``.
 
         Args:
-            x: Images, (B, in_channels, H, W), of any size. Inside they are zero-padded at the bottom and right to a
-                multiple of ``patch_size * zoom * cell_size``; what comes of the padding is cut off.
+            x (Tensor): Images, (B, in_channels, H, W), of any size. Inside they are zero-padded at the bottom and right
+                to a multiple of ``patch_size * zoom * cell_size``; what comes of the padding is cut off.
 
         Returns:
-            The fused map (B, C, ceil(H / patch_size), ceil(W / patch_size)) and the low-resolution map, whose stride
-            is ``zoom`` times as large, as asked for.
+            tuple[Tensor, ...]: The fused map (B, C, ceil(H / patch_size), ceil(W / patch_size)) and the low-resolution
+            map, whose stride is ``zoom`` times as large, as asked for.
         """
         self.check_input(x, min_size=1)
         if torch.jit.is_tracing():
@@ -226,12 +231,13 @@ class FlexViT(BaseBackbone):
         """What of a batch is image, for the positions and the selection; nothing where all is.
 
         Args:
-            x: Images, (B, in_channels, H, W).
-            low_grid: Rows and columns of low-resolution tokens of the padded images.
+            x (Tensor): Images, (B, in_channels, H, W).
+            low_grid (tuple[int, int]): Rows and columns of low-resolution tokens of the padded images.
 
         Returns:
-            Rows and columns of low-resolution tokens of each image, (B, 2); the tokens that lie in it, (B, rows,
-            columns); the cells that do, (B, cell rows, cell columns), or None where each cell has a part in it.
+            tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None]: Rows and columns of low-resolution tokens of
+            each image, (B, 2); the tokens that lie in it, (B, rows, columns); the cells that do, (B, cell rows, cell
+            columns), or None where each cell has a part in it.
         """
         shown = -(-content_size(x) // (self.patch_size * self.zoom))
         cell_grid = divide_up(low_grid, self.cell_size)
@@ -250,11 +256,12 @@ class FlexViT(BaseBackbone):
         Positions span the image at either resolution, so a token and those below it have the same place.
 
         Args:
-            x: Padded images, (B, in_channels, H, W).
-            shown: Rows and columns of patches that each image spans, (B, 2); None where it spans all.
+            x (Tensor): Padded images, (B, in_channels, H, W).
+            shown (Tensor, optional): Rows and columns of patches that each image spans, (B, 2); None where it spans
+                all.
 
         Returns:
-            (B, H / patch_size, W / patch_size, C).
+            Tensor: (B, H / patch_size, W / patch_size, C).
         """
         x = self.patch_embed(x)
         grid = x.shape[1], x.shape[2]
@@ -270,12 +277,13 @@ class FlexViT(BaseBackbone):
         """The layers before the first hierarchical one.
 
         Args:
-            low: Low-resolution tokens, (B, N, C).
-            high: High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
-            low_grid: Hl and Wl, rows and columns of the low-resolution tokens.
+            low (Tensor): Low-resolution tokens, (B, N, C).
+            high (Tensor | None): High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
+            low_grid (tuple[int, int]): Hl and Wl, rows and columns of the low-resolution tokens.
 
         Returns:
-            The same two, and queries and keys of the low-resolution tokens in the last layer, each (B, heads, N, d).
+            tuple[Tensor, Tensor | None, Tensor, Tensor]: The same two, and queries and keys of the low-resolution
+            tokens in the last layer, each (B, heads, N, d).
         """
         with_cp = self.with_cp and self.training
         windows = None

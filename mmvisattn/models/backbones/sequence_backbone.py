@@ -18,16 +18,16 @@ class SequenceBackbone(BaseBackbone):
     ``out_indices`` asks for are not built.
 
     Args:
-        embed_dims: Number of channels C.
-        blocks: Modules (B, L, C) → (B, L, C).
-        norm_eps: Added to the variance by the last LayerNorm.
-        token_order: See :class:`~mmvisattn.models.layers.PatchSequence`.
-        pretrain_size: See :class:`~mmvisattn.models.layers.PatchSequence`.
-        out_indices: Numbers of the blocks to return, from 0.
-        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
-        with_cp: Recompute each block in the backward instead of keeping its activations.
-        in_channels: Number of channels of the image.
-        init_cfg: mmengine's initialisation config.
+        embed_dims (int): Number of channels C.
+        blocks (Sequence[nn.Module]): Modules (B, L, C) → (B, L, C).
+        norm_eps (float): Added to the variance by the last LayerNorm.
+        token_order (str): See :class:`~mmvisattn.models.layers.PatchSequence`.
+        pretrain_size (int): See :class:`~mmvisattn.models.layers.PatchSequence`.
+        out_indices (Sequence[int]): Numbers of the blocks to return, from 0.
+        frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations.
+        in_channels (int): Number of channels of the image.
+        init_cfg (dict | list[dict] | None): mmengine's initialisation config.
     """
 
     patch_weight = 'patch_embed.projection.weight'
@@ -92,10 +92,10 @@ class SequenceBackbone(BaseBackbone):
         """Compute the maps after the blocks in ``out_indices``, each passed through the norm.
 
         Args:
-            x: Images, (B, in_channels, H, W), of any height and width.
+            x (Tensor): Images, (B, in_channels, H, W), of any height and width.
 
         Returns:
-            Maps (B, C, ceil(H / 16), ceil(W / 16)).
+            tuple[Tensor, ...]: Maps (B, C, ceil(H / 16), ceil(W / 16)).
         """
         self.check_input(x, min_size=1)
         size, window = self.patch_embed.layout(x)

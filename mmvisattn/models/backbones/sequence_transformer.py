@@ -15,18 +15,18 @@ class SequenceTransformer(SequenceBackbone):
     """A transformer on a sequence of patches; a subclass says in :meth:`build_mixer` what mixes them.
 
     Args:
-        arch: A name in ``arch_settings``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks), ``num_heads``
-            and ``mlp_ratio``.
-        token_order: See :class:`~mmvisattn.models.layers.PatchSequence`.
-        pretrain_size: See :class:`~mmvisattn.models.layers.PatchSequence`.
-        rope_scale: What positions are divided by for the rotation.
-        delta_scale: What λ is divided by.
-        out_indices: Numbers of the blocks to return, from 0.
-        frozen_stages: Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
-        with_cp: Recompute each block in the backward instead of keeping its activations.
-        drop_path_rate: Drop path rate of the last block; rises linearly from 0 over the blocks.
-        in_channels: Number of channels of the image.
-        init_cfg: mmengine's initialisation config.
+        arch (str | dict): A name in ``arch_settings``, or a dict with ``embed_dims`` (channels), ``depth`` (blocks),
+            ``num_heads`` and ``mlp_ratio``.
+        token_order (str): See :class:`~mmvisattn.models.layers.PatchSequence`.
+        pretrain_size (int): See :class:`~mmvisattn.models.layers.PatchSequence`.
+        rope_scale (float): What positions are divided by for the rotation.
+        delta_scale (float): What λ is divided by.
+        out_indices (Sequence[int]): Numbers of the blocks to return, from 0.
+        frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations.
+        drop_path_rate (float): Drop path rate of the last block; rises linearly from 0 over the blocks.
+        in_channels (int): Number of channels of the image.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config.
 
     Raises:
         UserError: If an argument is out of range.
@@ -83,10 +83,10 @@ class SequenceTransformer(SequenceBackbone):
         Called for each block before torch's own constructor, so that what it reads of ``self`` has to be set by then.
 
         Args:
-            dim: Number of channels C.
-            num_heads: Number of heads.
-            rope_scale: What positions are divided by for the rotation.
-            delta_scale: What λ is divided by.
+            dim (int): Number of channels C.
+            num_heads (int): Number of heads.
+            rope_scale (float): What positions are divided by for the rotation.
+            delta_scale (float): What λ is divided by.
         """
 
     @property

@@ -25,12 +25,13 @@ class ClassPresenceHead(BaseModule):
     is given the states of the decoder instead of the map.
 
     Args:
-        in_channels: Number of channels C of the map.
-        num_classes: Number of classes.
-        in_index: Which of the maps that the neck, or the backbone where there is none, returns. Default: the last.
-        ignore_index: Label of pixels that count for no class. Default: 255.
-        loss_weight: Weight of the loss. Default: 0.4.
-        init_cfg: mmengine's initialisation config. Default: normal (0.01).
+        in_channels (int): Number of channels C of the map.
+        num_classes (int): Number of classes.
+        in_index (int): Which of the maps that the neck, or the backbone where there is none, returns. Defaults to the
+            last.
+        ignore_index (int): Label of pixels that count for no class. Defaults to 255.
+        loss_weight (float): Weight of the loss. Defaults to 0.4.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to normal (0.01).
 
     Raises:
         UserError: If a number is out of range.
@@ -65,10 +66,10 @@ class ClassPresenceHead(BaseModule):
         """Predict the presence of each class.
 
         Args:
-            inputs: Maps, (B, C_i, H_i, W_i).
+            inputs (Sequence[Tensor]): Maps, (B, C_i, H_i, W_i).
 
         Returns:
-            Logits, (B, num_classes).
+            Tensor: Logits, (B, num_classes).
 
         Raises:
             UserError: If there is no map ``in_index``, or it has another number of channels.
@@ -90,12 +91,12 @@ class ClassPresenceHead(BaseModule):
         """Compute the loss; the interface of mmseg's heads.
 
         Args:
-            inputs: Maps, (B, C_i, H_i, W_i).
-            batch_data_samples: One ``SegDataSample`` an image, with labels (1, H, W) in ``gt_sem_seg``.
-            train_cfg: Not used.
+            inputs (Sequence[Tensor]): Maps, (B, C_i, H_i, W_i).
+            batch_data_samples (Sequence): One ``SegDataSample`` an image, with labels (1, H, W) in ``gt_sem_seg``.
+            train_cfg (dict, optional): Not used.
 
         Returns:
-            ``loss_presence``: binary cross entropy, averaged over images and classes, times ``loss_weight``.
+            dict: ``loss_presence``: binary cross entropy, averaged over images and classes, times ``loss_weight``.
         """
         logits = at_least_float32(self(inputs))
         present = torch.stack([self.presence(sample.gt_sem_seg.data) for sample in batch_data_samples])

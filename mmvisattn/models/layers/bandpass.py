@@ -16,12 +16,12 @@ def rotate(x: Tensor, freq: Tensor, scale: float = 1.0) -> Tensor:
     :func:`turn_pairs` with ``angle[t, n] = t / scale · freq[n]``.
 
     Args:
-        x: Sequence, (..., L, N) with N even.
-        freq: One frequency for each component, (N,).
-        scale: What the position is divided by.
+        x (Tensor): Sequence, (..., L, N) with N even.
+        freq (Tensor): One frequency for each component, (N,).
+        scale (float): What the position is divided by.
 
     Returns:
-        (..., L, N), float32 or float64.
+        Tensor: (..., L, N), float32 or float64.
     """
     freq = at_least_float32(freq)
     position = torch.arange(x.shape[-2], dtype=freq.dtype, device=x.device) / scale
@@ -36,12 +36,12 @@ class BandpassFilter(nn.Module):
     θ starts as in rotary position embedding.
 
     Args:
-        num_heads: Number of heads.
-        head_dim: Channels of a head, an even number.
-        rope_scale: What positions are divided by for the rotation.
-        delta_scale: What λ is divided by.
-        decay: Have the decay.
-        rotation: Have the rotation.
+        num_heads (int): Number of heads.
+        head_dim (int): Channels of a head, an even number.
+        rope_scale (float): What positions are divided by for the rotation.
+        delta_scale (float): What λ is divided by.
+        decay (bool): Have the decay.
+        rotation (bool): Have the rotation.
     """
 
     def __init__(

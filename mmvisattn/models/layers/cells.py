@@ -17,8 +17,8 @@ class Tiling:
     Cells at the right and bottom may reach beyond the map; there they hold zeros, told apart by :meth:`valid_tokens`.
 
     Args:
-        size: Rows and columns of tokens.
-        cell: Rows and columns of tokens in a cell, t in all.
+        size (tuple[int, int]): Rows and columns of tokens.
+        cell (tuple[int, int]): Rows and columns of tokens in a cell, t in all.
     """
 
     size: tuple[int, int]
@@ -61,12 +61,12 @@ def write_cells(cells: Tensor, selection: Selection, tokens: Tensor) -> Tensor:
     """The tokens put where :func:`gather_cells` took them from; every other cell keeps its value to the bit.
 
     Args:
-        cells: High-resolution tokens by cell, (B, cells, t, C).
-        selection: Where the tokens come from; those of entries that only fill up are not written.
-        tokens: New values, (B, K·t, C).
+        cells (Tensor): High-resolution tokens by cell, (B, cells, t, C).
+        selection (Selection): Where the tokens come from; those of entries that only fill up are not written.
+        tokens (Tensor): New values, (B, K·t, C).
 
     Returns:
-        High-resolution tokens by cell, (B, cells, t, C).
+        Tensor: High-resolution tokens by cell, (B, cells, t, C).
     """
     tokens = tokens.reshape(-1, *cells.shape[2:]).to(cells.dtype)  # (B*K, t, C)
     flat, index = cells.flatten(0, 1), _flat_index(cells, selection.indices)
@@ -92,17 +92,19 @@ def attend_and_write_back(
     """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
 
     Args:
-        block: The layer, a :class:`~.hierarchical_attention.HierarchicalBlock`.
-        low: Low-resolution tokens, (B, N, C).
-        cells: The high-resolution map by cell, (B, cells, t, C).
-        selection: The cells to take.
-        valid: False for tokens of a cell that lie beyond the map, (cells, t); None if there are none.
-        angles: Rotary angles of the low-resolution tokens, (1, N, d / 2), and of the cells, (cells, t, d / 2), or None.
-        with_cp: Recompute the layer in the backward instead of keeping its activations.
+        block (nn.Module): The layer, a :class:`~.hierarchical_attention.HierarchicalBlock`.
+        low (Tensor): Low-resolution tokens, (B, N, C).
+        cells (Tensor): The high-resolution map by cell, (B, cells, t, C).
+        selection (Selection): The cells to take.
+        valid (Tensor, optional): False for tokens of a cell that lie beyond the map, (cells, t); None if there are
+            none.
+        angles (tuple[Tensor, Tensor], optional): Rotary angles of the low-resolution tokens, (1, N, d / 2), and of the
+            cells, (cells, t, d / 2), or None.
+        with_cp (bool): Recompute the layer in the backward instead of keeping its activations.
 
     Returns:
-        Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and queries and keys of the low-resolution
-        tokens, each (B, heads, N, d).
+        tuple[Tensor, Tensor, Tensor, Tensor]: Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and
+        queries and keys of the low-resolution tokens, each (B, heads, N, d).
     """
     high = gather_cells(cells, selection.indices)
     keep = None

@@ -11,12 +11,12 @@ def run(module: nn.Module, *args: Any, with_cp: bool) -> Any:
     """Apply a module; ``with_cp`` trades memory for computing it a second time in the backward.
 
     Args:
-        module: What to apply.
-        *args: Its inputs.
-        with_cp: Keep the inputs alone for the backward, and not the activations.
+        module (nn.Module): What to apply.
+        *args (Any): Its inputs.
+        with_cp (bool): Keep the inputs alone for the backward, and not the activations.
 
     Returns:
-        What the module returns.
+        Any: What the module returns.
     """
     if with_cp and torch.is_grad_enabled():
         return checkpoint(module, *args, use_reentrant=False)

@@ -27,16 +27,16 @@ def hierarchical_attention(
     """``softmax(Q [K; K']ᵀ / √d) [V; V']`` with one softmax over both resolutions.
 
     Args:
-        q: Queries, (B, heads, Q, d).
-        k: Keys of the low-resolution tokens, (B, heads, N, d).
-        v: Their values, (B, heads, N, d).
-        k_high: Keys of the high-resolution tokens, (B, heads, M, d); None for plain attention.
-        v_high: Their values, (B, heads, M, d).
-        mask: True where a query may look at a key, boolean, broadcast to (B, heads, Q, N + M). Every query must have
-            a key to look at.
+        q (Tensor): Queries, (B, heads, Q, d).
+        k (Tensor): Keys of the low-resolution tokens, (B, heads, N, d).
+        v (Tensor): Their values, (B, heads, N, d).
+        k_high (Tensor, optional): Keys of the high-resolution tokens, (B, heads, M, d); None for plain attention.
+        v_high (Tensor, optional): Their values, (B, heads, M, d).
+        mask (Tensor, optional): True where a query may look at a key, boolean, broadcast to (B, heads, Q, N + M). Every
+            query must have a key to look at.
 
     Returns:
-        (B, heads, Q, d).
+        Tensor: (B, heads, Q, d).
     """
     if k_high is not None and v_high is not None:
         k, v = torch.cat([k, k_high], 2), torch.cat([v, v_high], 2)
@@ -47,12 +47,12 @@ def attention_map(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """``softmax(Q Kᵀ / √d)``, which fused attention does not give away.
 
     Args:
-        q: Queries, (B, heads, Q, d).
-        k: Keys, (B, heads, N, d).
-        mask: True where a query may look at a key, boolean, broadcast to (B, heads, Q, N).
+        q (Tensor): Queries, (B, heads, Q, d).
+        k (Tensor): Keys, (B, heads, N, d).
+        mask (Tensor, optional): True where a query may look at a key, boolean, broadcast to (B, heads, Q, N).
 
     Returns:
-        (B, heads, Q, N), in float32 at least.
+        Tensor: (B, heads, Q, N), in float32 at least.
     """
     logits = at_least_float32((q * q.shape[-1] ** -0.5) @ k.mT)
     if mask is not None:
@@ -64,13 +64,13 @@ def axial_angles(grid: tuple[int, int], step: int, head_dim: int, device: torch.
     """Rotary angles by row and column, so that attention sees how far apart tokens of two resolutions are.
 
     Args:
-        grid: Rows and columns of the tokens.
-        step: Side of a token, in tokens of the finest grid; it is the centre of a token that counts.
-        head_dim: Channels of a head, a multiple of 4: half of them turn with the row, half with the column.
-        device: Where to put the angles.
+        grid (tuple[int, int]): Rows and columns of the tokens.
+        step (int): Side of a token, in tokens of the finest grid; it is the centre of a token that counts.
+        head_dim (int): Channels of a head, a multiple of 4: half of them turn with the row, half with the column.
+        device (torch.device): Where to put the angles.
 
     Returns:
-        (rows, columns, head_dim / 2), float32.
+        Tensor: (rows, columns, head_dim / 2), float32.
     """
     bands = 10000.0 ** (-torch.arange(0, head_dim, 4, device=device) / head_dim)  # (head_dim / 4,)
     rows, columns = ((torch.arange(n, device=device) + 0.5).mul(step).unsqueeze(-1) * bands for n in grid)
@@ -89,9 +89,9 @@ class HierarchicalAttention(nn.Module):
     Both ask with the same projection W_Q. Named as timm's attention, ``kv_high`` being new.
 
     Args:
-        dim: Number of channels C.
-        num_heads: Number of heads.
-        high_res: Have the projections W' of high-resolution keys and values; they start as copies of W.
+        dim (int): Number of channels C.
+        num_heads (int): Number of heads.
+        high_res (bool): Have the projections W' of high-resolution keys and values; they start as copies of W.
     """
 
     def __init__(self, dim: int, num_heads: int, high_res: bool = True) -> None:
@@ -130,13 +130,14 @@ class HierarchicalAttention(nn.Module):
         """Attend, and give queries and keys away, by which the attention can be judged.
 
         Args:
-            x: Tokens, (B, N + M, C): the low-resolution ones in raster order, then the high-resolution ones.
-            num_low: N.
-            keep: False for high-resolution tokens that nobody may look at, boolean, (B, M).
-            angles: Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
+            x (Tensor): Tokens, (B, N + M, C): the low-resolution ones in raster order, then the high-resolution ones.
+            num_low (int): N.
+            keep (Tensor, optional): False for high-resolution tokens that nobody may look at, boolean, (B, M).
+            angles (Tensor, optional): Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
 
         Returns:
-            The output (B, N + M, C), and queries and keys of the low-resolution tokens, each (B, heads, N, d).
+            tuple[Tensor, Tensor, Tensor]: The output (B, N + M, C), and queries and keys of the low-resolution tokens,
+            each (B, heads, N, d).
         """
         q, k, v = self.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
         q_all, k_high, v_high, mask = q, None, None, None
@@ -157,11 +158,11 @@ class HierarchicalBlock(nn.Module):
     are) into the hierarchical one while training; evaluation takes the latter, as the paper's release does.
 
     Args:
-        dim: Number of channels C.
-        num_heads: Number of heads.
-        mlp_ratio: Width of the MLP as a multiple of ``dim``.
-        drop_path_rate: Rate at which a sample skips a branch.
-        high_res: Take high-resolution tokens; otherwise a plain transformer block.
+        dim (int): Number of channels C.
+        num_heads (int): Number of heads.
+        mlp_ratio (float): Width of the MLP as a multiple of ``dim``.
+        drop_path_rate (float): Rate at which a sample skips a branch.
+        high_res (bool): Take high-resolution tokens; otherwise a plain transformer block.
     """
 
     alpha: Tensor
@@ -196,14 +197,14 @@ class HierarchicalBlock(nn.Module):
         """Refine tokens of both resolutions; ``keep`` and ``angles`` are those of :class:`HierarchicalAttention`.
 
         Args:
-            low: Low-resolution tokens, (B, N, C).
-            high: Selected high-resolution tokens, (B, M, C), or None.
-            keep: (B, M) or None.
-            angles: (B or 1, N + M, d / 2) or None.
+            low (Tensor): Low-resolution tokens, (B, N, C).
+            high (Tensor, optional): Selected high-resolution tokens, (B, M, C), or None.
+            keep (Tensor, optional): (B, M) or None.
+            angles (Tensor, optional): (B or 1, N + M, d / 2) or None.
 
         Returns:
-            Low-resolution tokens (B, N, C), high-resolution tokens (B, M, C) or None, and queries and keys of the
-            low-resolution tokens, each (B, heads, N, d).
+            tuple[Tensor, Tensor | None, Tensor, Tensor]: Low-resolution tokens (B, N, C), high-resolution tokens (B, M,
+            C) or None, and queries and keys of the low-resolution tokens, each (B, heads, N, d).
         """
         num_low = low.shape[1]
         blend = high is not None and self.training and self.blending

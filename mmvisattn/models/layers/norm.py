@@ -12,12 +12,12 @@ def group_rms_norm(x: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
     """Divide each group of adjacent channels by its root mean square; no affine part, in float32 at least.
 
     Args:
-        x: Tokens, (..., C).
-        group_size: Channels in a group, a divisor of C.
-        eps: Added to the mean square.
+        x (Tensor): Tokens, (..., C).
+        group_size (int): Channels in a group, a divisor of C.
+        eps (float): Added to the mean square.
 
     Returns:
-        (..., C), float32 or float64.
+        Tensor: (..., C), float32 or float64.
     """
     groups = at_least_float32(x).unflatten(-1, (-1, group_size))
     # The norm reads the tokens once; their squares would be written down first.
@@ -30,8 +30,8 @@ class LN2d(nn.LayerNorm):
     """LayerNorm over the channels of a map, at each position by itself.
 
     Args:
-        num_channels: Number of channels C.
-        eps: Added to the variance. Default: 1e-5.
+        num_channels (int): Number of channels C.
+        eps (float): Added to the variance. Defaults to 1e-5.
     """
 
     _abbr_ = 'ln'

@@ -18,10 +18,10 @@ def content_size(images: Tensor) -> Tensor:
     is zero after that, unless the mean is a colour of it. A backbone learns in no other way what is padding.
 
     Args:
-        images: (B, channels, H, W).
+        images (Tensor): (B, channels, H, W).
 
     Returns:
-        Rows and columns up to the last pixel that is not zero in all channels, at least 1, (B, 2).
+        Tensor: Rows and columns up to the last pixel that is not zero in all channels, at least 1, (B, 2).
     """
     shown = (images != 0).any(1)  # (B, H, W)
     sizes = []
@@ -45,12 +45,12 @@ def resample_positions(positions: Tensor, size: Tensor, grid: tuple[int, int]) -
     antialiasing; padding has the positions of the border.
 
     Args:
-        positions: (rows, columns, C).
-        size: Rows and columns of tokens of each image, (B, 2).
-        grid: Rows and columns of all tokens.
+        positions (Tensor): (rows, columns, C).
+        size (Tensor): Rows and columns of tokens of each image, (B, 2).
+        grid (tuple[int, int]): Rows and columns of all tokens.
 
     Returns:
-        (B, *grid, C).
+        Tensor: (B, *grid, C).
     """
     rows, columns = (_cubic_weights(positions.shape[i], size[:, i], grid[i], positions.dtype) for i in (0, 1))
     B, C = size.shape[0], positions.shape[2]

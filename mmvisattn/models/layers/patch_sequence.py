@@ -21,12 +21,12 @@ def to_sequence(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Te
     """Order a map window by window, windows in row-major order and tokens in raster order inside each.
 
     Args:
-        x: Map, (B, C, rows · wh, cols · ww): already padded to whole windows.
-        size: Height and width of the part that is not padding.
-        window: Height and width (wh, ww) of a window.
+        x (Tensor): Map, (B, C, rows · wh, cols · ww): already padded to whole windows.
+        size (tuple[int, int]): Height and width of the part that is not padding.
+        window (tuple[int, int]): Height and width (wh, ww) of a window.
 
     Returns:
-        (B, L, C); the sequence ends with the last token that is not padding.
+        Tensor: (B, L, C); the sequence ends with the last token that is not padding.
     """
     B, C = x.shape[:2]
     rows, cols, length = window_grid(size, window)
@@ -38,12 +38,12 @@ def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """Undo :func:`to_sequence` exactly.
 
     Args:
-        x: Sequence, (B, L, C).
-        size: Height and width of the map without padding.
-        window: Height and width (wh, ww) of a window.
+        x (Tensor): Sequence, (B, L, C).
+        size (tuple[int, int]): Height and width of the map without padding.
+        window (tuple[int, int]): Height and width (wh, ww) of a window.
 
     Returns:
-        (B, C, height, width).
+        Tensor: (B, C, height, width).
     """
     B, length, C = x.shape
     (height, width), (wh, ww) = size, window
@@ -63,10 +63,10 @@ class PatchSequence(nn.Module):
     networks cannot see it.
 
     Args:
-        embed_dims: Number of channels C.
-        token_order: ``'window'`` or ``'raster'``.
-        pretrain_size: Side in pixels of the images of pretraining, a multiple of 16; used by ``'window'``.
-        in_channels: Number of channels of the image.
+        embed_dims (int): Number of channels C.
+        token_order (str): ``'window'`` or ``'raster'``.
+        pretrain_size (int): Side in pixels of the images of pretraining, a multiple of 16; used by ``'window'``.
+        in_channels (int): Number of channels of the image.
 
     Raises:
         UserError: If ``token_order`` is unknown or ``pretrain_size`` does not hold whole patches.

@@ -13,12 +13,12 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Mamba may give them different ones.
 
     Args:
-        x: Tokens, (..., L, N) with N even.
-        cos: Cosine of the angle of each channel, broadcast to (..., L, N).
-        sin: Its sine, likewise.
+        x (Tensor): Tokens, (..., L, N) with N even.
+        cos (Tensor): Cosine of the angle of each channel, broadcast to (..., L, N).
+        sin (Tensor): Its sine, likewise.
 
     Returns:
-        (..., L, N), float32 or float64.
+        Tensor: (..., L, N), float32 or float64.
     """
     x = at_least_float32(x)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -43,13 +43,13 @@ def attention_contrast(attention: Tensor, grid: tuple[int, int], valid: Tensor |
     The sum over heads and keys of the distance from the mean over 3×3 tokens.
 
     Args:
-        attention: The attention that each query pays, (B, heads, keys, N): queries last.
-        grid: Rows and columns of the queries, their product N.
-        valid: False for tokens that come of padding, boolean, (rows, columns) or (B, rows, columns); they are no
-            neighbours.
+        attention (Tensor): The attention that each query pays, (B, heads, keys, N): queries last.
+        grid (tuple[int, int]): Rows and columns of the queries, their product N.
+        valid (Tensor, optional): False for tokens that come of padding, boolean, (rows, columns) or (B, rows, columns);
+            they are no neighbours.
 
     Returns:
-        Relevance, (B, N).
+        Tensor: Relevance, (B, N).
     """
     maps = attention.detach().flatten(1, 2).unflatten(2, grid)  # (B, heads·keys, rows, columns)
     if valid is None:
@@ -99,7 +99,7 @@ class Relevance(nn.Module):
     A module, so that a forward hook sees what each layer goes by.
 
     Args:
-        kind: ``'contrast'``, that the attention which a token pays differs from that of its neighbours, or
+        kind (str): ``'contrast'``, that the attention which a token pays differs from that of its neighbours, or
             ``'received'``, the attention that it receives.
 
     Raises:
@@ -117,14 +117,14 @@ class Relevance(nn.Module):
         """Estimate the relevance.
 
         Args:
-            q: Queries of the low-resolution tokens in raster order, (B, heads, N, d).
-            k: Their keys, (B, heads, N, d).
-            grid: Rows and columns of the tokens, their product N.
-            valid: False for tokens that come of padding, boolean, (rows, columns) or (B, rows, columns); None if there
-                are none.
+            q (Tensor): Queries of the low-resolution tokens in raster order, (B, heads, N, d).
+            k (Tensor): Their keys, (B, heads, N, d).
+            grid (tuple[int, int]): Rows and columns of the tokens, their product N.
+            valid (Tensor, optional): False for tokens that come of padding, boolean, (rows, columns) or (B, rows,
+                columns); None if there are none.
 
         Returns:
-            (B, rows, columns), in float32 at least.
+            Tensor: (B, rows, columns), in float32 at least.
         """
         return ESTIMATES[self.kind](q, k, grid, valid).unflatten(1, grid)
 
@@ -137,9 +137,9 @@ class Selection(NamedTuple):
     """The chosen cells of each image of a batch.
 
     Args:
-        indices: Numbers of the cells in raster order, distinct within an image, (B, K).
-        keep: False where an image has chosen fewer than K cells and the entry only fills up, (B, K); None where all
-            count.
+        indices (Tensor): Numbers of the cells in raster order, distinct within an image, (B, K).
+        keep (Tensor | None): False where an image has chosen fewer than K cells and the entry only fills up, (B, K);
+            None where all count.
     """
 
     indices: Tensor
@@ -156,8 +156,9 @@ def min_max(relevance: Tensor, valid: Tensor | None = None) -> Tensor:
     """Each map brought to 0…1, (B, rows, columns); a constant map becomes zero, and so does padding.
 
     Args:
-        relevance: Maps, (B, rows, columns).
-        valid: False where a token is only padding, which counts for nothing, boolean, (B, rows, columns).
+        relevance (Tensor): Maps, (B, rows, columns).
+        valid (Tensor, optional): False where a token is only padding, which counts for nothing, boolean, (B, rows,
+            columns).
     """
     if valid is not None:
         least = relevance.masked_fill(~valid, float('inf')).amin((1, 2), keepdim=True)
@@ -171,11 +172,11 @@ def pool_to_cells(relevance: Tensor, cell_size: int) -> Tensor:
     """The largest relevance in each cell, the last ones of a row or column being cut short.
 
     Args:
-        relevance: Maps, (B, rows, columns).
-        cell_size: Side of a cell in tokens.
+        relevance (Tensor): Maps, (B, rows, columns).
+        cell_size (int): Side of a cell in tokens.
 
     Returns:
-        Maps of cells, (B, cell rows, cell columns).
+        Tensor: Maps of cells, (B, cell rows, cell columns).
     """
     return F.max_pool2d(relevance.unsqueeze(1), cell_size, ceil_mode=True).squeeze(1)
 
@@ -184,12 +185,12 @@ class TokenSelector(nn.Module):
     """Choose cells by relevance. A module, so that a forward hook sees what each layer chooses.
 
     Args:
-        mode: ``'topk'`` takes the same share of cells of every image, so shapes are static. ``'threshold'`` takes the
-            cells above a threshold, as the paper does: as many as an image asks for, filled up and masked in a batch.
-            ``'random'`` takes a share by chance, the baseline that relevance has to beat.
-        ratio: Share of the cells that ``'topk'`` and ``'random'`` take, 0 to 1.
-        threshold: What the relevance, brought to 0…255, must exceed in mode ``'threshold'``.
-        cell_size: Side of a cell in low-resolution tokens.
+        mode (str): ``'topk'`` takes the same share of cells of every image, so shapes are static. ``'threshold'`` takes
+            the cells above a threshold, as the paper does: as many as an image asks for, filled up and masked in a
+            batch. ``'random'`` takes a share by chance, the baseline that relevance has to beat.
+        ratio (float): Share of the cells that ``'topk'`` and ``'random'`` take, 0 to 1.
+        threshold (float): What the relevance, brought to 0…255, must exceed in mode ``'threshold'``.
+        cell_size (int): Side of a cell in low-resolution tokens.
 
     Raises:
         UserError: If the mode is unknown, or another argument is out of range.
@@ -210,12 +211,13 @@ class TokenSelector(nn.Module):
         """Choose cells.
 
         Args:
-            relevance: Relevance of each low-resolution token, (B, rows, columns).
-            valid: False where a token is only padding, boolean, (B, rows, columns); such tokens are not looked at.
-            valid_cells: False where a cell holds nothing but padding, see :meth:`choose`.
+            relevance (Tensor): Relevance of each low-resolution token, (B, rows, columns).
+            valid (Tensor, optional): False where a token is only padding, boolean, (B, rows, columns); such tokens are
+                not looked at.
+            valid_cells (Tensor, optional): False where a cell holds nothing but padding, see :meth:`choose`.
 
         Returns:
-            The selection, detached.
+            Selection: The selection, detached.
         """
         return self.choose(pool_to_cells(min_max(relevance, valid), self.cell_size), valid_cells)
 
@@ -223,12 +225,12 @@ class TokenSelector(nn.Module):
         """Choose the cells of the highest scores.
 
         Args:
-            scores: Scores from 0 to 1, (B, cell rows, cell columns).
-            valid_cells: False where a cell holds nothing but padding, boolean, (B, cell rows, cell columns); such cells
-                are never chosen, and the share is one of the others. None where there are none.
+            scores (Tensor): Scores from 0 to 1, (B, cell rows, cell columns).
+            valid_cells (Tensor, optional): False where a cell holds nothing but padding, boolean, (B, cell rows, cell
+                columns); such cells are never chosen, and the share is one of the others. None where there are none.
 
         Returns:
-            The selection.
+            Selection: The selection.
         """
         scores = scores.flatten(1)  # (B, cells)
         if self.mode == 'random':

@@ -17,10 +17,10 @@ class TransformerBlock(nn.Module):
     """Token mixer and MLP, each behind a LayerNorm, with drop path and a residual sum; named as in timm.
 
     Args:
-        dim: Number of channels C.
-        attn: What mixes the tokens, (B, L, C) → (B, L, C).
-        mlp_ratio: Width of the MLP as a multiple of ``dim``.
-        drop_path_rate: Rate at which a sample skips a branch.
+        dim (int): Number of channels C.
+        attn (nn.Module): What mixes the tokens, (B, L, C) → (B, L, C).
+        mlp_ratio (float): Width of the MLP as a multiple of ``dim``.
+        drop_path_rate (float): Rate at which a sample skips a branch.
     """
 
     def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path_rate: float = 0.0) -> None:

@@ -31,20 +31,22 @@ class FlexAttentionNeck(BaseModule):
     Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:
-        in_channels: Channels C of the levels, a multiple of ``4 * num_heads``. Default: 256.
-        low_level: Number of the coarse level, from 0. Default: 3, stride 32 of an FPN that begins at stride 4.
-        high_level: Number of the fine level, less than ``low_level``. Default: 1, stride 8 of such an FPN.
-        num_layers: Number of hierarchical layers. Default: 2.
-        num_heads: Number of heads. Default: 8.
-        mlp_ratio: Width of the MLPs as a multiple of ``in_channels``. Default: 4.
-        select_mode: ``'topk'``, ``'threshold'`` or ``'random'``, see
-            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Default: ``'topk'``.
-        select_ratio: Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Default: 0.1.
-        select_threshold: What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Default: 48.
-        cell_size: Side of a cell in tokens of the coarse level. Default: 1.
-        with_cp: Recompute each layer in the backward instead of keeping its activations. Default: False.
-        drop_path_rate: Drop path rate of the layers. Default: 0.
-        init_cfg: mmengine's initialisation config. Default: truncated normal for linear layers.
+        in_channels (int): Channels C of the levels, a multiple of ``4 * num_heads``. Defaults to 256.
+        low_level (int): Number of the coarse level, from 0. Defaults to 3, stride 32 of an FPN that begins at stride 4.
+        high_level (int): Number of the fine level, less than ``low_level``. Defaults to 1, stride 8 of such an FPN.
+        num_layers (int): Number of hierarchical layers. Defaults to 2.
+        num_heads (int): Number of heads. Defaults to 8.
+        mlp_ratio (float): Width of the MLPs as a multiple of ``in_channels``. Defaults to 4.
+        select_mode (str): ``'topk'``, ``'threshold'`` or ``'random'``, see
+            :class:`~mmvisattn.models.layers.selection.TokenSelector`. Defaults to ``'topk'``.
+        select_ratio (float): Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Defaults to 0.1.
+        select_threshold (float): What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Defaults
+            to 48.
+        cell_size (int): Side of a cell in tokens of the coarse level. Defaults to 1.
+        with_cp (bool): Recompute each layer in the backward instead of keeping its activations. Defaults to False.
+        drop_path_rate (float): Drop path rate of the layers. Defaults to 0.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to truncated normal for
+            linear layers.
 
     Raises:
         UserError: If an argument is out of range, or the levels are not there or do not halve in size.
@@ -104,12 +106,12 @@ class FlexAttentionNeck(BaseModule):
         """Refine two levels of a pyramid.
 
         Args:
-            inputs: Levels from fine to coarse, (B, C, H_i, W_i) with sizes that halve from level to level, rounded
-                either way.
+            inputs (Sequence[Tensor]): Levels from fine to coarse, (B, C, H_i, W_i) with sizes that halve from level to
+                level, rounded either way.
 
         Returns:
-            Levels of the same shapes and types. Only ``low_level`` and ``high_level`` are new; the latter where it was
-            selected.
+            tuple[Tensor, ...]: Levels of the same shapes and types. Only ``low_level`` and ``high_level`` are new; the
+            latter where it was selected.
         """
         self.check_levels(inputs)
         low_map, high_map = inputs[self.low_level], inputs[self.high_level]

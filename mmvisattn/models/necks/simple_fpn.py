@@ -30,12 +30,13 @@ class SimpleFPN(BaseModule):
     no sums from the top down.
 
     Args:
-        in_channels: Channels C of the map, a multiple of 4.
-        out_channels: Channels of each level. Default: 256.
-        num_outs: Number of levels; those above stride 32 take every second position of the one below. Default: 4.
-        start_level: First level that is returned: 0 for stride 4, 1 for stride 8, … Default: 0.
-        init_cfg: mmengine's initialisation config. Default: Kaiming, normal, for the convolutions, as in the released
-            detectors.
+        in_channels (int): Channels C of the map, a multiple of 4.
+        out_channels (int): Channels of each level. Defaults to 256.
+        num_outs (int): Number of levels; those above stride 32 take every second position of the one below. Defaults to
+            4.
+        start_level (int): First level that is returned: 0 for stride 4, 1 for stride 8, … Defaults to 0.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation config. Defaults to Kaiming, normal, for the
+            convolutions, as in the released detectors.
 
     Raises:
         UserError: If a number is out of range, or the backbone gives more than one map.
@@ -90,11 +91,11 @@ class SimpleFPN(BaseModule):
         """Make the levels of the pyramid.
 
         Args:
-            inputs: The one map of the backbone, (B, C, H, W), in a sequence.
+            inputs (Sequence[Tensor]): The one map of the backbone, (B, C, H, W), in a sequence.
 
         Returns:
-            ``num_outs`` maps with ``out_channels`` channels, from stride 4 · 2^start_level on: (4H, 4W), (2H, 2W),
-            (H, W), (H // 2, W // 2) or at least 1, and each further one half of that before, rounded up.
+            tuple[Tensor, ...]: ``num_outs`` maps with ``out_channels`` channels, from stride 4 · 2^start_level on: (4H,
+            4W), (2H, 2W), (H, W), (H // 2, W // 2) or at least 1, and each further one half of that before, rounded up.
         """
         if len(inputs) != 1:
             raise UserError(
