@@ -5,6 +5,9 @@ import contextlib
 import torch
 from torch import Tensor
 
+# Before, `torch.compiler.is_exporting` was true to dynamo whatever it compiled for.
+_EXPORT_IS_TOLD = torch.torch_version.TorchVersion(torch.__version__) >= (2, 12)
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 where it is."""
@@ -24,8 +27,14 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def is_exported() -> bool:
-    """Whether the graph that is being recorded leaves this process."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    """Whether the graph that is being recorded leaves this process.
+
+    Before torch 2.12 a strict `torch.export` is not told from `torch.compile`, and counts as the latter.
+    """
+    exporting = torch.compiler.is_exporting()
+    if not _EXPORT_IS_TOLD and torch.compiler.is_dynamo_compiling():
+        exporting = False
+    return torch.jit.is_tracing() or exporting
 
 
 def is_traced() -> bool:
