@@ -4,9 +4,10 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 # Before, `torch.compiler.is_exporting` was true to dynamo whatever it compiled for.
-_EXPORT_IS_TOLD = torch.torch_version.TorchVersion(torch.__version__) >= (2, 12)
+_EXPORT_IS_TOLD = TorchVersion(torch.__version__) >= TorchVersion('2.12')
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class FlexAttentionNeck(BaseModule):
     ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
     Maps do not tell what of a batch is padding, so the neck selects there too: where a third of an image is padding, up
-    to a fifth of its cells (after FCViT-tiny and FPN, random weights, noise), in mode ``'random'`` a third.
+    to a third of its cells (after FCViT-tiny and FPN, random weights, noise: a twentieth, a fifth or a third with one
+    draw or another), in mode ``'random'`` a third.
     Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:

@@ -279,4 +279,4 @@ def test_how_much_is_selected_in_the_padding_of_a_batch():
     with torch.no_grad():
         maps = fpn(backbone(x))
     shares = [(seen.indices[1] % 24 >= 16).float().mean().item() for seen in selections(neck, maps)]
-    assert 0 < min(shares) and max(shares) < 0.25, shares
+    assert 0 < min(shares) and max(shares) < 0.4, shares
