@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 # Before, `torch.compiler.is_exporting` was true to dynamo whatever it compiled for.
-_EXPORT_IS_TOLD = TorchVersion(torch.__version__) >= TorchVersion('2.12')
+EXPORT_IS_TOLD = TorchVersion(torch.__version__) >= TorchVersion('2.12')
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def is_exported() -> bool:
     Before torch 2.12 a strict `torch.export` is not told from `torch.compile`, and counts as the latter.
     """
     exporting = torch.compiler.is_exporting()
-    if not _EXPORT_IS_TOLD and torch.compiler.is_dynamo_compiling():
+    if not EXPORT_IS_TOLD and torch.compiler.is_dynamo_compiling():
         exporting = False
     return torch.jit.is_tracing() or exporting
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .common import is_exported
 from .decay import decay_factors, decay_factors_fit
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
@@ -87,5 +88,6 @@ def blockwise_attention(
         stop = min(start + block, length)
         seen = stop if causal else length
         args = (q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], rate, start, causal)
-        outs.append(checkpoint(attend, *args, use_reentrant=False) if torch.is_grad_enabled() else attend(*args))
+        recompute = torch.is_grad_enabled() and not is_exported()
+        outs.append(checkpoint(attend, *args, use_reentrant=False) if recompute else attend(*args))
     return torch.cat(outs, dim=-2)
