@@ -21,6 +21,6 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_iters = 300
+max_iters = 400
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
