@@ -62,4 +62,4 @@ $(VENVS:%=%/.installed): setup.py $(wildcard requirements/*.txt)
 	@touch $@
 
 clean:
-	rm -rf $(VENVS) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENVS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

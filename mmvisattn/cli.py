@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -36,12 +37,15 @@ ANSWERED = (UserError, pickle.UnpicklingError)
 MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
 CLONE = Path(__file__).resolve().parents[1]
 
+P = ParamSpec('P')
+T = TypeVar('T')
 
-def one_line_errors(main: Callable) -> Callable:
+
+def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
     """Let ``main`` answer what the user can put right by one line and exit status 2; the rest keeps its traceback."""
 
     @functools.wraps(main)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return main(*args, **kwargs)
         except ANSWERED as error:

@@ -47,7 +47,7 @@ def _load_safely(module: ModuleType) -> Iterator[None]:
 class _SafeTorch(ModuleType):
     """torch, but for the way it loads."""
 
-    def load(self, file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs) -> Any:
+    def load(self, file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs: Any) -> Any:
         kwargs.pop('weights_only', None)
         return load(file, map_location, **kwargs)
 
@@ -57,7 +57,7 @@ class _SafeTorch(ModuleType):
         return getattr(torch, name)
 
 
-def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs) -> Any:
+def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs: Any) -> Any:
     """Load a checkpoint that holds weights, plain values and what mmengine saves with them.
 
     Args:

@@ -24,7 +24,7 @@ class Rule(NamedTuple):
     def accepts(self, value: object) -> bool:
         """Whether a value is such a number; booleans, infinity and NaN are not."""
         kind = Integral if self.whole else Real
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
         number = float(value)
         return math.isfinite(number) and self.holds(number)

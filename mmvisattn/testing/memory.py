@@ -1,5 +1,8 @@
 """What an operator holds at once."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -9,7 +12,9 @@ class LargestTensor(TorchDispatchMode):
 
     largest = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):

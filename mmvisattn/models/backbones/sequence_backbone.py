@@ -1,6 +1,7 @@
 """What the De-focus attention networks share: an image as a one-dimensional sequence of patches."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ class SequenceBackbone(BaseBackbone):
         }
         return super().checkpoint_filter(renamed)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         own = strip_prefix(state_dict, prefix)
         for name in own:
             del state_dict[prefix + name]

@@ -9,7 +9,7 @@ The map of relevance is normalised, max-pooled to coarse cells, so that regions 
 a threshold, as in the paper, or by a fixed share. Nothing here passes a gradient.
 """
 
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -239,8 +239,8 @@ class TokenSelector(nn.Module):
             scores = scores.masked_fill(~valid_cells.flatten(1), -1)
         if self.mode == 'threshold':
             return self._above_threshold(scores)
-        num_cells = scores.shape[1]
         # A size is a tensor while torch.jit.trace runs; the graph keeps the number.
+        num_cells: Any = scores.shape[1]
         count = self.count(int(num_cells) if isinstance(num_cells, Tensor) else num_cells)
         if valid_cells is None:
             return Selection(scores.topk(count, sorted=False).indices, None)

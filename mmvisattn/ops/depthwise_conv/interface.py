@@ -210,7 +210,7 @@ def _weight_shape(grad: Tensor, x: Tensor, padding: int, backend: str) -> Tensor
 
 
 @register_flop_formula(torch.ops.mmvisattn.depthwise_conv2d)
-def _flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[int], **kwargs) -> int:
+def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
     """Two for each element of the result and each tap; weight is (C, 1, k, l)."""
     return 2 * prod(out_shape) * prod(weight[1:])
 

@@ -278,7 +278,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*tensors, states)
 
 
-def _gradients(ctx: Any, grad_y: Tensor, grad_states: None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_y: Tensor | None, grad_states: None) -> tuple[Tensor | None, ...]:
     if grad_y is None:  # nothing depends on the result
         return (None,) * len(ctx.needs_input_grad)
     if not ctx.save_states:
@@ -298,7 +298,7 @@ _backward.register_autograd(_no_second_gradients)
 
 
 @register_flop_formula(torch.ops.mmvisattn.selective_scan)
-def _flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args, **kwargs) -> int:
+def _flops(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *args: Any, **kwargs: Any) -> int:
     """Seven for each step, channel and state entry, one for each step and channel; u is (B, D, L), A (D, N).
 
     They are δ·A, its exponential, decay·h, the product with B and its sum, the product with C and its sum; and δ·u.
