@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 # As many workers as cores, one thread each: the tensors are small.
-PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile
+PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Beside the newest versions (constraints.txt) three more environments are promised and tested:
 # oldest    the lower bounds of all packages
