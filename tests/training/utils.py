@@ -1,9 +1,12 @@
 """What the trainings share."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tools.demo import KEEP_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 60
@@ -11,7 +14,12 @@ MINUTES = 60
 
 def run(*command) -> None:
     result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=30 * MINUTES
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **KEEP_MEMORY},
+        capture_output=True,
+        text=True,
+        timeout=30 * MINUTES,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
@@ -46,7 +54,8 @@ def short(length: int, unit: str) -> list[str]:
     """A schedule of so many epochs or iterations, logged often, loaded by one process."""
     period = ['param_scheduler.1.T_max=' + str(length)] if unit == 'epochs' else []
     return [
-        *(f'train_cfg.max_{unit}={length}', f'train_cfg.val_interval={length}', f'param_scheduler.1.end={length}'),
+        *(f'train_cfg.max_{unit}={length}', f'param_scheduler.1.end={length}'),
+        'train_cfg.val_interval=1000000',  # never: the test comes after it
         *(*period, 'randomness.seed=0', 'default_hooks.logger.interval=20'),
         *('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'),
     ]
