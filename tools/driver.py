@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,34 +33,23 @@ def run_script(
     """
     command = [sys.executable, *map(str, words)]
     shown = f'\n$ python {shlex.join(command[1:])}'
-    if log is None or watch is None:
+    if not watch:
         print(shown, flush=True)
-    if log is None:
-        _wait(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}), command)
-        return
-    with log.open('a') as output, log.open() as new:
+    with log.open('a') if log else nullcontext() as output, log.open() if watch else nullcontext() as new:
         if watch:
             print(shown, file=output, flush=True)
-        new.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT
-        )
-        _wait(process, command, (lambda: watch(new.read())) if watch else None)
-
-
-def _wait(process: subprocess.Popen, command: list[str], tick: Callable[[], None] | None = None) -> None:
-    status = None
-    try:
-        while status is None:
-            try:
-                status = process.wait(0.5 if tick else None)
-            except subprocess.TimeoutExpired:
-                pass
-            if tick:
-                tick()
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reaches it too; it has the word first
-        raise
+            new.seek(0, os.SEEK_END)
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=output, stderr=output)
+        status = None
+        try:
+            while watch and status is None:
+                time.sleep(0.5)
+                status = process.poll()
+                watch(new.read())
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C reaches it too; it has the word first
+            raise
     if status:
         raise subprocess.CalledProcessError(status, command)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from tools.analysis import benchmark as tool
 from tools.analysis import measure, networks
+from tools.analysis import report as reports
 
 from .utils import ARCH, ROOT
 
@@ -47,9 +48,10 @@ def measured(config, tmp_path_factory):
 
 def test_report_holds_all_rounds(measured, config):
     report, _, _ = measured
-    assert report['setting'] == 'train, float32, NCHW' and report['rounds'] == 2 and report['batch'] == 1
+    assert report['rounds'] == 2 and report['tables'][1]['title'] == 'train, float32, NCHW, 1×3×64×96'
     assert report['machine'].keys() >= {'device', 'threads', 'torch', 'timm', 'mmvisattn', 'date'}
     assert f'{config} --peers --sizes 48x48 64x96 128x128' in report['command']
+    assert '--json' not in report['command'] and '--plot' not in report['command']
     seen = [(result['name'], *result['size']) for result in report['results']]
     sizes = [(48, 48), (64, 96), (128, 128)]
     assert seen == [(name, *size) for size in sizes for name in (config, 'timm:resnet10t')]
@@ -70,24 +72,21 @@ def test_tables_and_picture(measured, config):
     assert re.fullmatch(r'\| timm:resnet10t \| -?\d\.\d\d \(.*\) \| .* \|', lines[title + 5])
 
 
-def test_report_is_printed_again(measured, capsys, tmp_path):
+def test_report_holds_what_is_printed(measured):
     _, lines, folder = measured
-    file = str(folder / 'report.json')
-    tool.main(['--from-json', file, file, '--plot', str(tmp_path / 'plot.svg')])
-    assert capsys.readouterr().out.splitlines() == [*lines, *lines]
-    assert '<svg' in (tmp_path / 'plot.svg').read_text()
+    assert list(reports.lines(reports.read(folder / 'report.json'))) == lines
 
 
-def test_figures_of_a_report(capsys, tmp_path):
-    results = [
-        dict(name=name, size=[side, side], parameters=10**6, seconds=[k * s for s in (1, 4, 2)], peak_mib=k * 100)
-        for side in (100, 200, 300)
-        for name, k in (('a', side**2 / 1e4), ('b', side**4 / 1e8))
-    ]
-    report = dict(command='c', machine=dict(device='d', threads=1, date='t'), setting='s', batch=2, rounds=3)
-    file = tmp_path / 'report.json'
-    file.write_text(json.dumps({**report, 'results': results}))
-    tool.main(['--from-json', str(file)])
+def test_figures_of_a_report(capsys, monkeypatch):
+    def measure(names, size, args):
+        growth = {'FCViT:a': size[0] ** 2 / 1e4, 'FCViT:b': size[0] ** 4 / 1e8}
+        return [
+            dict(name=name[-1], size=size, parameters=10**6, seconds=[k * s for s in (1, 4, 2)], peak_mib=k * 100)
+            for name, k in growth.items()
+        ]
+
+    monkeypatch.setattr(tool, 'measure', measure)
+    tool.main(['FCViT:a', 'FCViT:b', '--batch', '2', '--sizes', '100x100', '200x200', '300x300'])
     out = capsys.readouterr().out
     assert '| b | 1.0 | 32000.0 (16000.0–64000.0) | 4.00 | 0.06 | 1600 |' in out  # 200×200
     assert '| a | 1.00 (1.00–1.00) | 1.00 |' in out and '| b | 2.00 (2.00–2.00) | 2.00 |' in out
@@ -272,10 +271,7 @@ ERRORS = {
     'size': (['FCViT:b12', '--sizes', '512'], ["'512' is not of the form HxW", '800x1344']),
     'rounds': (['FCViT:b12', '--rounds', '0'], ["'0' is not an integer from 1"]),
     'device': (['FCViT:b12', '--device', 'gpu'], ["no device 'gpu'"]),
-    'nothing': ([], ['give what to time']),
-    'both': (['FCViT:b12', '--from-json', 'x.json'], ['not both']),
-    'missing report': (['--from-json', 'no/such.json'], ['there is no folder']),
-    'other report': (['--from-json', '{config}'], ['no report of this tool']),
+    'nothing': ([], ['required: NAME']),
     'folder': (['FCViT:b12', '--json', 'no/such.json'], ['cannot be written', "no folder 'no'"]),
     'picture': (['FCViT:b12', '--plot', 'x.doc'], ['.png']),
 }

@@ -1,4 +1,3 @@
-import argparse
 import json
 import re
 
@@ -28,14 +27,19 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize('growth', [False, True])
-def test_scan(growth, run, capsys, monkeypatch):
-    monkeypatch.setattr(tool, 'GROWTH_LENGTHS', [16, 32, 64])
-    report = run('scan', *'--dim 8 --length 33 --state 2'.split(), *['--growth'] * growth)
-    assert report['command'].startswith('python tools/analysis/benchmark_operators.py scan --dim 8 --length 33')
+@pytest.fixture
+def small_scans(monkeypatch):
+    for name, size in dict(SCAN_DIM=6, SCAN_STATE=3, SCAN_LENGTH=33, GROWTH_LENGTHS=[16, 32, 64]).items():
+        monkeypatch.setattr(tool, name, size)
+
+
+@pytest.mark.parametrize('case', ['scan', 'scan-growth'])
+def test_scan(case, run, small_scans, capsys):
+    report = run(case)
+    assert report['command'].startswith(f'python tools/analysis/benchmark_operators.py {case} --rounds 1')
     assert '--json' not in report['command']
     rows = rows_of(report)
-    if growth:
+    if case == 'scan-growth':
         assert all(len(rows[f'torch, {step}']) == 4 for step in ('forward', 'forward + backward'))
     else:
         forward, training = ({row[0] for row in table['rows']} for table in report['tables'])
@@ -45,17 +49,18 @@ def test_scan(growth, run, capsys, monkeypatch):
     assert all(f'| {name} | {" | ".join(cells)} |' in printed for name, cells in rows.items())
 
 
-def test_scans_agree():
+def test_scans_agree(small_scans):
     """What the scan is measured against computes the same."""
     torch.manual_seed(0)
-    inputs = tool.scan_inputs(argparse.Namespace(batch=2, dim=6, state=3, device=CPU), 40)
+    inputs = tool.scan_inputs(2, 40, CPU)
     y = tool.selective_scan.selective_scan(*inputs, backend='torch')
     for scan in (tool.time_major_loop, tool.materialising_scan):
         torch.testing.assert_close(scan(*inputs), y)
 
 
-def test_attention(run):
-    rows = rows_of(run('attention', '--lengths', '150'))
+def test_attention(run, monkeypatch):
+    monkeypatch.setattr(tool, 'LENGTHS', (150,))
+    rows = rows_of(run('attention'))
     assert len(rows) == 5
     for name in ('causal attention: fused, no decay', 'retention: its matrix products'):
         assert rows[name][1] == rows[name][4] == '1.00'
@@ -74,7 +79,8 @@ def test_what_retention_is_measured_against_has_its_products():
 
 def test_depthwise_prints_a_table_of_ratios(run, monkeypatch):
     monkeypatch.setattr(tool, 'SIZES', [(1, 8, 6, 7), (2, 4, 5, 5)])
-    (table,) = run('depthwise', '--kernels', '3', '5')['tables']
+    monkeypatch.setattr(tool, 'KERNELS', (3, 5))
+    (table,) = run('depthwise')['tables']
     assert table['columns'] == ['size', 'layout', '3×3 torch', '5×5 torch']
     assert [row[:2] for row in table['rows']] == [
         [size, layout] for size in ('1×8×6×7', '2×4×5×5') for layout in ('NCHW', 'NHWC')
@@ -86,7 +92,8 @@ def test_depthwise_ratio_is_native_over_the_other(run, monkeypatch):
     times = dict(native=[3.0, 6.0, 30.0], torch=[1.0, 2.0, 50.0])
     monkeypatch.setattr(tool, 'times_in_turn', lambda steps, *_: {name: times[name] for name in steps})
     monkeypatch.setattr(tool, 'SIZES', [(1, 8, 6, 7)])
-    (table,) = run('depthwise', '--kernels', '3')['tables']
+    monkeypatch.setattr(tool, 'KERNELS', (3,))
+    (table,) = run('depthwise')['tables']
     assert table['rows'][0] == ['1×8×6×7', 'NCHW', '3.00']
 
 
@@ -107,9 +114,9 @@ def test_depthwise_step_trains_with_the_named_backend(monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['depthwise', '--kernels', '4'], ['--kernels', 'kernels are odd', '4']),
-        (['depthwise', '--kernels', '0'], ["'0' is not an integer from 1"]),
+        (['depthwise', '--rounds', '0'], ["'0' is not an integer from 1"]),
         (['scan', '--device', 'gpu'], ["no device 'gpu'"]),
+        (['scan', '--json', 'no/such.json'], ['cannot be written', "no folder 'no'"]),
         (['convolution'], ["'convolution'", 'attention', 'depthwise', 'scan']),
     ],
 )

@@ -25,15 +25,14 @@ def write(tool, name, **contents):
     (tool.REPORTS / f'{name}.json').write_text(json.dumps(report))
 
 
-def test_page_holds_the_tables_of_both_kinds_of_reports(tool):
+def test_page_holds_the_tables_of_its_reports(tool):
     write(tool, 'one', tables=[dict(title='t', columns=['a', 'b'], rows=[['1', '2'], ['3', '4']])])
-    result = dict(name='n', size=[8, 8], parameters=1, seconds=[1.0, 3.0, 2.0], peak_mib=4.0)
-    write(tool, 'two', setting='s', batch=1, results=[result])
+    write(tool, 'two', tables=[dict(title='u', columns=['c'], rows=[['5']])] * 2)
     text = 'before\n\n<!-- one -->\n<!-- end -->\n\nbetween\n\n<!-- two -->\nold\n<!-- end -->\n\nafter\n'
     tool.PAGE.write_text(text)
     tool.main([])
     page = tool.PAGE.read_text()
-    assert '`python one.py`' in page and '| 3 | 4 |' in page and '| n | 0.0 | 2000.0 (1000.0–3000.0) |' in page
+    assert '`python one.py`' in page and '| 3 | 4 |' in page and page.count('| 5 |') == 2
     assert 'old' not in page and [page.index(word) for word in ('before', 'one.py', 'between', 'two.py', 'after')]
     tool.main([])
     assert tool.PAGE.read_text() == page
@@ -58,14 +57,11 @@ def test_what_is_named_is_measured_anew(tool, monkeypatch):
     tool.main(['two'])
     assert calls == [['tools/analysis/flex_cost.py', '--json', str(tool.REPORTS / 'two.json')]]
     calls.clear()
-    monkeypatch.setattr(tool.benchmark, 'plot', lambda *args: calls.append(args))
-    (tool.REPORTS / 'growth.json').write_text('{}')
-    monkeypatch.setattr(tool.reports, 'read', lambda path: path.name)
+    monkeypatch.setattr(tool, 'RUNS', {'growth': 'benchmark.py A', 'two': 'flex_cost.py'})
     tool.main(['all'])
-    assert calls.pop() == (['growth.json'], tool.PLOT)
-    assert [words[:2] for words in calls] == [
-        ['tools/analysis/benchmark.py', 'A'],
-        ['tools/analysis/flex_cost.py', '--json'],
+    assert [words[:4] for words in calls] == [
+        ['tools/analysis/benchmark.py', 'A', '--plot', str(tool.PLOT)],
+        ['tools/analysis/flex_cost.py', '--json', str(tool.REPORTS / 'two.json')],
     ]
 
 

@@ -8,21 +8,19 @@
 - scan: the backends of the selective scan beside `materialising`, which discretises everything into (B, D, L, N) and
   then loops over time, and `time-major loop`, which goes over contiguous steps with the state in place and has no
   backward. Memory is the peak beyond inputs and results, in sizes of the input u.
+- scan-growth: the backends of the selective scan alone, over lengths.
 
 What is compared takes turns, A B A B …, so that a noisy machine hits all alike; times are medians with minimum and
 maximum of all rounds, ratios are of medians.
 
-Examples:
-    python tools/analysis/benchmark_operators.py attention --lengths 1024 4096
-    python tools/analysis/benchmark_operators.py depthwise --kernels 3 11 --rounds 20
-    python tools/analysis/benchmark_operators.py scan --growth
+Example:
+    python tools/analysis/benchmark_operators.py scan --rounds 5
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +30,6 @@ from mmvisattn.ops.filtered_attention import blockwise_attention, filtered_atten
 from mmvisattn.ops.retention import CHUNK, chunkwise_retention
 from mmvisattn.testing import materialising_scan
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +37,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from tools.analysis import report as reports
-from tools.analysis.measure import parse_count, peak_memory, times_in_turn
+from tools.analysis.measure import exponent, peak_memory, times_in_turn
 
 Operator = Callable[..., Tensor]
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
@@ -62,7 +59,9 @@ def train(operator: Operator, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 # Attention
 
+LENGTHS = (1024, 4096)
 HEADS, HEAD_DIM = 12, 64
+DELTA_SCALE = 4.57  # that of the networks
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
@@ -90,10 +89,9 @@ ATTENTION = {
 def attention(args: argparse.Namespace) -> Iterator[Table]:
     """A table for each length."""
     columns = [f'{step}, {column}' for step in ('forward', 'training') for column in ('ms (min–max)', 'ratio', 'MiB')]
-    for length in args.lengths:
-        shape = (args.batch, HEADS, length, HEAD_DIM)
-        q, k, v = (torch.randn(shape, device=args.device) for _ in range(3))
-        rate = BandpassFilter(HEADS, HEAD_DIM, delta_scale=args.delta_scale).rate().detach().to(args.device)
+    for length in LENGTHS:
+        q, k, v = torch.randn(3, 1, HEADS, length, HEAD_DIM, device=args.device)
+        rate = BandpassFilter(HEADS, HEAD_DIM, delta_scale=DELTA_SCALE).rate().detach().to(args.device)
         inputs = (q * HEAD_DIM**-0.5, k, v, rate)
         rows = {}
         for group, operators in ATTENTION.items():
@@ -105,7 +103,7 @@ def attention(args: argparse.Namespace) -> Iterator[Table]:
                 for (name, seconds), mib in zip(times.items(), memory):
                     ratio = statistics.median(seconds) / base
                     rows.setdefault(name, [name]).extend([reports.milliseconds(seconds), f'{ratio:.2f}', f'{mib:.0f}'])
-        title = f'{args.batch}×{length} tokens, {HEADS} heads of {HEAD_DIM} channels, float32'
+        title = f'1×{length} tokens, {HEADS} heads of {HEAD_DIM} channels, float32'
         yield title, ['operator', *columns], list(rows.values())
 
 
@@ -123,13 +121,7 @@ SIZES = [
     (8, 128, 4, 5),
 ]
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
-
-
-def odd(text: str) -> int:
-    """The side of a kernel."""
-    if parse_count(text) % 2 == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is even; kernels are odd, so that a map keeps its size')
-    return int(text)
+KERNELS = (3, 5, 7, 11)
 
 
 def depthwise(args: argparse.Namespace) -> Iterator[Table]:
@@ -140,16 +132,13 @@ def depthwise(args: argparse.Namespace) -> Iterator[Table]:
     for size in SIZES:
         for layout, memory_format in LAYOUTS.items():
             row = ['×'.join(map(str, size)), layout]
-            for kernel in args.kernels:
-                times = times_in_turn(
-                    depthwise_steps(size, kernel, memory_format, ['native', *others], args.device),
-                    args.rounds,
-                    args.device,
-                )
+            for kernel in KERNELS:
+                steps = depthwise_steps(size, kernel, memory_format, ['native', *others], args.device)
+                times = times_in_turn(steps, args.rounds, args.device)
                 native, *rivals = (statistics.median(seconds) for seconds in times.values())
                 row += [f'{native / rival:.2f}' for rival in rivals]
             rows.append(row)
-    columns = [f'{kernel}×{kernel} {name}' for kernel in args.kernels for name in others]
+    columns = [f'{kernel}×{kernel} {name}' for kernel in KERNELS for name in others]
     yield 'Forward and backward, float32: time of native over time of', ['size', 'layout', *columns], rows
 
 
@@ -167,8 +156,9 @@ def depthwise_steps(
 # Selective scan
 
 SCAN_BACKENDS = {'cpu': ('torch', 'cpu'), 'cuda': ('torch', 'triton', 'mamba_ssm')}
-GROWTH_LENGTHS = [256 * 2**i for i in range(7)]
 SCAN_STEPS = {'forward': forward, 'forward + backward': train}
+SCAN_DIM, SCAN_STATE, SCAN_LENGTH = 1536, 16, 4097
+GROWTH_LENGTHS = [256 * 2**i for i in range(7)]
 
 
 @torch.no_grad()
@@ -186,14 +176,14 @@ def time_major_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
     return y.permute(1, 2, 0)
 
 
-def scan_inputs(args: argparse.Namespace, length: int) -> list[Tensor]:
+def scan_inputs(batch: int, length: int, device: torch.device) -> list[Tensor]:
     """Random inputs of the sizes that a De-focus Mamba gives to its scan."""
-    generator = torch.Generator(args.device).manual_seed(0)
-    channels = (args.dim, args.dim, args.state, args.state)
+    generator = torch.Generator(device).manual_seed(0)
     u, delta, B, C = (
-        torch.randn(args.batch, number, length, generator=generator, device=args.device) for number in channels
+        torch.randn(batch, channels, length, generator=generator, device=device)
+        for channels in (SCAN_DIM, SCAN_DIM, SCAN_STATE, SCAN_STATE)
     )
-    A = -torch.arange(1.0, args.state + 1, device=args.device).repeat(args.dim, 1)
+    A = -torch.arange(1.0, SCAN_STATE + 1, device=device).repeat(SCAN_DIM, 1)
     return [u, F.softplus(delta - 4), A, B, C]
 
 
@@ -205,17 +195,21 @@ def scan_memory(step: Callable[[], list[Tensor]], u: Tensor) -> float:
     return (peak_memory(step, u.device) * 2**20 - returned) / u.nbytes
 
 
-def scan(args: argparse.Namespace) -> Iterator[Table]:
-    """A table of inference and one of training."""
-    reasons = {name: selective_scan.available_backends()[name] for name in SCAN_BACKENDS[args.device.type]}
-    for name, reason in reasons.items():
+def usable_scans(device: torch.device) -> dict[str, Operator]:
+    """The scan by each backend that can run; the others are named."""
+    scans = {}
+    for name in SCAN_BACKENDS[device.type]:
+        reason = selective_scan.available_backends()[name]
         if reason:
             print(f'{name} is left out: {reason}')
-    scans = {name: partial(selective_scan.selective_scan, backend=name) for name in reasons if not reasons[name]}
-    if args.growth:
-        yield scan_growth(args, scans)
-        return
-    inputs = scan_inputs(args, args.length)
+        else:
+            scans[name] = partial(selective_scan.selective_scan, backend=name)
+    return scans
+
+
+def scan(args: argparse.Namespace) -> Iterator[Table]:
+    """A table of inference and one of training."""
+    scans, inputs = usable_scans(args.device), scan_inputs(1, SCAN_LENGTH, args.device)
     baselines = {'time-major loop': time_major_loop, 'materialising': materialising_scan}
     for title, step in SCAN_STEPS.items():
         rivals = scans | (baselines if step is forward else {})
@@ -229,84 +223,40 @@ def scan(args: argparse.Namespace) -> Iterator[Table]:
             for name, seconds in times.items()
         ]
         columns = ['backend', 'ms (min–max)', f'speed-up over {slowest}', 'peak memory']
-        yield f'{title}, {args.batch}×{args.dim}×{args.length}, state {args.state}, float32', columns, rows
+        yield f'{title}, 1×{SCAN_DIM}×{SCAN_LENGTH}, state {SCAN_STATE}, float32', columns, rows
 
 
-def scan_growth(args: argparse.Namespace, scans: dict[str, Operator]) -> Table:
+def scan_growth(args: argparse.Namespace) -> Iterator[Table]:
     """Time and memory against the length, and the exponent of time."""
     rows = []
+    inputs = {length: scan_inputs(1, length, args.device) for length in GROWTH_LENGTHS}
+    scans = usable_scans(args.device)
     for title, step in SCAN_STEPS.items():
         for name, operator in scans.items():
-            inputs = {length: scan_inputs(args, length) for length in GROWTH_LENGTHS}
             steps = {length: partial(step, operator, tensors) for length, tensors in inputs.items()}
             memory = [scan_memory(steps[length], tensors[0]) for length, tensors in inputs.items()]
             times = times_in_turn(steps, args.rounds, args.device)
             medians = [statistics.median(seconds) for seconds in times.values()]
-            exponent = np.polyfit(np.log(GROWTH_LENGTHS), np.log(medians), 1)[0]
             cells = [f'{1e6 * s / length:.2f}, {u:.2f} u' for s, length, u in zip(medians, GROWTH_LENGTHS, memory)]
-            rows.append([f'{name}, {title}', *cells, f'{exponent:.2f}'])
-    title = f'Microseconds a step of the sequence, and peak memory, {args.batch}×{args.dim}×L, state {args.state}'
-    return title, ['L', *map(str, GROWTH_LENGTHS), 'exponent of time'], rows
+            rows.append([f'{name}, {title}', *cells, f'{exponent(GROWTH_LENGTHS, medians):.2f}'])
+    title = f'Microseconds a step of the sequence, and peak memory, 1×{SCAN_DIM}×L, state {SCAN_STATE}'
+    yield title, ['L', *map(str, GROWTH_LENGTHS), 'exponent of time'], rows
 
 
-@dataclass(frozen=True)
-class Case:
-    """An operator and how it is measured.
-
-    Args:
-        tables (Callable[[argparse.Namespace], Iterator[Table]]): Measures with the arguments that it is given, table by
-            table.
-        options (dict[str, dict]): Its arguments beside those that all have.
-        rounds (int): Default of ``--rounds``.
-    """
-
-    tables: Callable[[argparse.Namespace], Iterator[Table]]
-    options: dict[str, dict]
-    rounds: int = 9
-
-
-COUNT = dict(type=parse_count)
-CASES = {
-    'attention': Case(
-        attention,
-        {
-            '--lengths': dict(**COUNT, nargs='+', default=(1024, 4096), help='default: 1024 4096'),
-            '--batch': dict(**COUNT, default=1, help='default: 1'),
-            '--delta-scale': dict(type=float, default=4.57, help='that of the networks; default: 4.57'),
-        },
-    ),
-    'depthwise': Case(
-        depthwise, {'--kernels': dict(type=odd, nargs='+', default=(3, 5, 7, 11), help='odd sides; default: 3 5 7 11')}
-    ),
-    'scan': Case(
-        scan,
-        {
-            '--batch': dict(**COUNT, default=1, help='batch size; default: 1'),
-            '--dim': dict(**COUNT, default=1536, help='channels D; default: 1536'),
-            '--length': dict(**COUNT, default=4097, help='steps L; default: 4097'),
-            '--state': dict(**COUNT, default=16, help='state entries N of a channel; default: 16'),
-            '--growth': dict(action='store_true', help='lengths from 256 to 16384, without the baselines'),
-        },
-        rounds=5,
-    ),
-}
+CASES = {'attention': attention, 'depthwise': depthwise, 'scan': scan, 'scan-growth': scan_growth}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a case and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = parser.add_subparsers(dest='case', required=True, metavar='CASE', help=', '.join(CASES))
-    for name, case in CASES.items():
-        case_parser = cases.add_parser(name)
-        for option, settings in case.options.items():
-            case_parser.add_argument(option, **settings)
-        reports.add_arguments(case_parser, case.rounds)
+    parser.add_argument('case', choices=CASES)
+    reports.add_arguments(parser)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
     report = reports.start(__file__, argv, args)
     print('\n'.join(reports.describe(report)))
-    for table in CASES[args.case].tables(args):
+    for table in CASES[args.case](args):
         reports.add_table(report, *table)
     reports.write(report, args.json)
 

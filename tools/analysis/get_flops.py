@@ -1,16 +1,13 @@
 """Count the parameters, FLOPs and activations of networks, module by module, at any size of one image.
 
-FLOPs are those of matrix products and convolutions as torch's counter has them, two for a multiply-add, and of the
-operators that it does not know:
+FLOPs are those of matrix products and convolutions as torch's counter has them, two for a multiply-add, and:
 
-- selective scan: seven for each step, channel and state entry (δ·A, its exponential, decay·h, the product with B and
-  its sum, the product with C and its sum) and one for each step and channel (δ·u); not by the backends `reference` and
-  `mamba_ssm`, which are no operators of ours;
-- causal convolution of De-focus Mamba, computed as a sum of shifted maps: two for each tap;
-- weighted global context of FCViT: two for each element of the map for the similarity and two for the sum; computed as
-  it is, by products with block-diagonal matrices, it would count eight times as much;
-- attention of De-focus ViT: two for each channel of a query and a key that it sees, in both products; where later
-  tokens are hidden, fused attention would count them too, and attention in blocks the rest of a block;
+- selective scan: seven for each step, channel and state entry (δ·A, its exponential, decay·h, two with B, two with C)
+  and one for each step and channel (δ·u); not by `reference` and `mamba_ssm`, which are no operators of ours;
+- causal convolution of De-focus Mamba, a sum of shifted maps: two for each tap;
+- weighted global context of FCViT: four for each element of the map, not the eightfold of its block-diagonal matrices;
+- attention of De-focus ViT: two for each channel of a query and a key that it sees, in both products; fused attention
+  would count hidden tokens too, attention in blocks the rest of a block;
 - deformable convolution: as a convolution of the same size.
 
 Norms, activation functions, softmax, pooling and interpolation do not count. Activations are the elements of what
@@ -48,7 +45,6 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from tools.analysis import networks
-from tools.analysis.measure import parse_size
 
 
 def deform_conv_flops(x: Sequence[int], weight: Sequence[int], *args, out_shape: Sequence[int], **kwargs) -> int:
@@ -69,16 +65,8 @@ FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Tensor], tuple[int, int]]] 
     defocus_vit.Attention: lambda attention, x: (attention_flops(attention, x), 0),
     fcvit.GlobalContext: lambda context, x: (4 * x.numel(), 0),
 }
-LAYERS = {
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-    torch.ops.mmvisattn.depthwise_conv2d,
-}
+CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+LAYERS = {F.linear, torch.ops.mmvisattn.depthwise_conv2d, *CONVOLUTIONS}
 
 
 class CostCounter(TorchFunctionMode):
@@ -199,16 +187,7 @@ def table(costs: dict[tuple[int, int], Cost], depth: int) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='+', metavar='NAME', help=networks.NAMES)
-    parser.add_argument(
-        '--sizes', type=parse_size, nargs='+', default=[(512, 512)], metavar='HxW', help='default: 512x512'
-    )
-    parser.add_argument(
-        '--part',
-        choices=networks.PARTS,
-        default='model',
-        help='what to count of a config; `neck` has the backbone with it; default: model',
-    )
+    networks.add_arguments(parser)
     parser.add_argument('--depth', type=int, default=1, help='levels of modules to list, 0 for the sum; default: 1')
     args = parser.parse_args(argv)
 

@@ -5,11 +5,12 @@ import ctypes
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mmvisattn
 
+import numpy as np
 import timm
 import torch
 
@@ -18,12 +19,10 @@ WARM_UP_ROUNDS = 2
 
 def parse_size(text: str) -> tuple[int, int]:
     """``800x1344`` as height and width."""
-    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not of the form HxW; give height and width in pixels, such as 800x1344'
-        )
-    height, width = text.split('x')
-    return int(height), int(width)
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form HxW, in pixels, such as 800x1344')
+    return int(match[1]), int(match[2])
 
 
 def parse_count(text: str) -> int:
@@ -44,9 +43,11 @@ def parse_device(text: str) -> torch.device:
     return device
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one, otherwise the CPU."""
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def parse_output(text: str) -> Path:
+    """A file that can be written when all is measured."""
+    if not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be written: there is no folder {str(Path(text).parent)!r}')
+    return Path(text)
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> float:
@@ -85,6 +86,11 @@ def times_in_turn(steps: dict[str, Callable[[], object]], rounds: int, device: t
     return times
 
 
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The exponent e of the power law y ∝ xᵉ that fits best."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def _wait(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -105,8 +111,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 def _processor() -> str:
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        named = re.search(r'^model name\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
     except OSError:
-        lines = []
-    named = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    return next(named, platform.processor() or platform.machine())
+        named = None
+    return named[1] if named else platform.processor() or platform.machine()

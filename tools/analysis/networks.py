@@ -1,7 +1,9 @@
-"""The networks that the tools of this folder take by name, and random inputs for them."""
+"""The networks that the tools of this folder take by name."""
 
+import argparse
 import ast
 import importlib
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from mmvisattn.testing import REFERENCES, to_reference
 
 import timm
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModule, PretrainedInit, revert_sync_batchnorm
+from mmengine.model import PretrainedInit, Sequential, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
+
+from .measure import parse_size
 
 NAMES = (
     'config file, config of a toolbox (mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), backbone of ours with arch and '
@@ -24,22 +28,14 @@ NAMES = (
 PARTS = ('backbone', 'neck', 'model')
 
 
-class BackboneAndNeck(BaseModule):
-    """A model without its heads.
-
-    Args:
-        backbone (nn.Module): (B, 3, H, W) → maps.
-        neck (nn.Module): Maps → maps.
-    """
-
-    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) → the maps of the neck."""
-        return tuple(self.neck(self.backbone(x)))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name networks, what to take of them, and the sizes of images."""
+    parser.add_argument('names', nargs='+', metavar='NAME', help=NAMES)
+    parser.add_argument(
+        '--sizes', type=parse_size, nargs='+', default=[(512, 512)], metavar='HxW', help='default: 512x512'
+    )
+    told = 'what to take of a config; `neck` has the backbone with it; default: model'
+    parser.add_argument('--part', choices=PARTS, default='model', help=told)
 
 
 def build(name: str, part: str, size: tuple[int, int]) -> nn.Module:
@@ -83,10 +79,10 @@ def _build_config(name: str, part: str) -> nn.Module:
     if missing:
         raise UserError(f'the model of {name!r} has no {missing[0]}; take another --part of {PARTS}')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        parts = [MODELS.build(cfg.model[key]) for key in wanted]
-        network = MODELS.build(cfg.model) if part == 'model' else parts[0]
+        parts = OrderedDict((key, MODELS.build(cfg.model[key])) for key in wanted)
+        network = MODELS.build(cfg.model) if part == 'model' else parts['backbone']
     if part == 'neck':
-        network = BackboneAndNeck(*parts)
+        network = Sequential(parts)
     if not any(parameter.is_meta for parameter in network.parameters()):
         _initialise(network)
     return revert_sync_batchnorm(network)

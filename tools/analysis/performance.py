@@ -13,7 +13,7 @@ Examples:
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmvisattn import cli
@@ -21,7 +21,6 @@ from mmvisattn.errors import UserError, nearest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
-from tools.analysis import benchmark
 from tools.analysis import report as reports
 from tools.driver import ROOT, run_script
 
@@ -44,8 +43,8 @@ RUNS = {
     'fcvit-peers': 'benchmark.py FCViT:b12 --peers --step train',
     'fcvit-mini': f'benchmark.py reference:{MINI} {MINI} {MINI_STEP}',
     'depthwise': 'benchmark_operators.py depthwise',
-    'scan': 'benchmark_operators.py scan',
-    'scan-growth': 'benchmark_operators.py scan --growth',
+    'scan': 'benchmark_operators.py scan --rounds 5',
+    'scan-growth': 'benchmark_operators.py scan-growth --rounds 5',
     'mamba-forward': f'benchmark.py {SCANS} --rounds 3',
     'mamba-train': f'benchmark.py {SCANS} --step train --rounds 3',
     'window': f'benchmark.py {MAMBA} DefocusMamba:base,token_order=window --rounds 5',
@@ -60,21 +59,12 @@ RUNS = {
 
 def measure(name: str) -> None:
     """Make a report anew."""
-    run_script(*f'tools/analysis/{RUNS[name]}'.split(), '--json', REPORTS / f'{name}.json')
-
-
-def lines_of(report: dict) -> Iterator[str]:
-    """What stands on the page of a report."""
-    yield from reports.describe(report)
-    if 'results' in report:
-        yield from benchmark.tables(report)
-        yield from benchmark.growth_table(report)
-    else:
-        yield from reports.tables(report)
+    plot = ['--plot', PLOT] if name == 'growth' else []
+    run_script(*f'tools/analysis/{RUNS[name]}'.split(), *plot, '--json', REPORTS / f'{name}.json')
 
 
 def fill(page: str) -> str:
-    """The page with the tables of the reports that are there.
+    """The page with the tables of its reports.
 
     Raises:
         UserError: If it asks for a report that nobody makes or that is not there.
@@ -84,7 +74,7 @@ def fill(page: str) -> str:
         name = match[1]
         if name not in RUNS:
             raise UserError(f'{PAGE.name} asks for {name!r}; the reports are {sorted(RUNS)}')
-        lines = '\n'.join(lines_of(reports.read(REPORTS / f'{name}.json')))
+        lines = '\n'.join(reports.lines(reports.read(REPORTS / f'{name}.json')))
         return f'<!-- {name} -->\n\n{lines}\n\n<!-- end -->'
 
     return re.sub(r'<!-- ([\w-]+) -->\n(?:(?!<!-- ).*\n)*<!-- end -->', replace, page)
@@ -104,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in list(RUNS) if 'all' in args.names else args.names:
         measure(name)
     PAGE.write_text(fill(PAGE.read_text()))
-    if {'growth', 'all'} & {*args.names}:
-        benchmark.plot([reports.read(REPORTS / 'growth.json')], PLOT)
 
 
 if __name__ == '__main__':

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmvisattn import cli
-from mmvisattn.errors import UserError
 
-from .measure import default_device, describe_machine, parse_count, parse_device
+import torch
+
+from .measure import describe_machine, parse_count, parse_device, parse_output
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
@@ -22,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
         rounds (int): Default of ``--rounds``.
     """
     parser.add_argument('--rounds', type=parse_count, default=rounds, help=f'timed rounds; default: {rounds}')
-    parser.add_argument('--device', type=parse_device, default=default_device(), help='default: the GPU, if any')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all that was measured to this file')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--device', type=parse_device, default=device, help='default: the GPU, if any')
+    parser.add_argument('--json', type=parse_output, metavar='FILE', help='write all that was measured to this file')
 
 
 def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> dict:
@@ -31,13 +33,14 @@ def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> di
 
     Args:
         file (str): The tool, one of this folder.
-        argv (Sequence[str] | None): Its arguments, or None for those of the process; that of the file for the report is
-            not kept.
+        argv (Sequence[str] | None): Its arguments, or None for those of the process; the files that it writes are not
+            kept.
         args (argparse.Namespace): What they were read as.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if '--json' in words:
-        del words[words.index('--json') : words.index('--json') + 2]
+    for option in ('--json', '--plot'):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
     return {
         'command': shlex.join(['python', f'tools/analysis/{Path(file).name}', *words]),
         'machine': describe_machine(args.device),
@@ -48,15 +51,31 @@ def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> di
 
 def add_table(report: dict, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Add a table and print it."""
-    table = dict(title=title, columns=list(columns), rows=[list(row) for row in rows])
-    report['tables'].append(table)
-    print('\n'.join(_table_lines(table)), flush=True)
+    report['tables'].append(dict(title=title, columns=list(columns), rows=[list(row) for row in rows]))
+    print('\n'.join(_table_lines(report['tables'][-1])), flush=True)
 
 
 def milliseconds(seconds: Sequence[float], digits: int = 1) -> str:
     """A cell of times: the median with minimum and maximum."""
     median, low, high = (f(seconds) * 1e3 for f in (statistics.median, min, max))
     return f'{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})'
+
+
+def describe(report: dict) -> Iterator[str]:
+    """The lines that tell how a report came about."""
+    machine = dict(report['machine'])
+    device, threads, date = machine.pop('device'), machine.pop('threads'), machine.pop('date')
+    versions = ', '.join(f'{name} {version}' for name, version in machine.items())
+    yield f'`{report["command"]}`'
+    yield ''
+    yield f'{device}, {threads} threads; {versions}; {date}; {report["rounds"]} rounds.'
+
+
+def lines(report: dict) -> Iterator[str]:
+    """All lines of a report."""
+    yield from describe(report)
+    for table in report['tables']:
+        yield from _table_lines(table)
 
 
 def _table_lines(table: dict) -> Iterator[str]:
@@ -66,22 +85,6 @@ def _table_lines(table: dict) -> Iterator[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
-
-
-def describe(report: dict) -> Iterator[str]:
-    """How a report came about."""
-    machine = dict(report['machine'])
-    device, threads, date = machine.pop('device'), machine.pop('threads'), machine.pop('date')
-    versions = ', '.join(f'{name} {version}' for name, version in machine.items())
-    yield f'`{report["command"]}`'
-    yield ''
-    yield f'{device}, {threads} threads; {versions}; {date}; {report["rounds"]} rounds.'
-
-
-def tables(report: dict) -> Iterator[str]:
-    """The lines of all tables."""
-    for table in report['tables']:
-        yield from _table_lines(table)
 
 
 def write(report: dict, path: Path | None) -> None:
@@ -94,12 +97,7 @@ def read(path: Path) -> dict:
     """A report that ``--json`` wrote.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is not there.
     """
     cli.check_file(str(path), 'report')
-    try:
-        report = json.loads(path.read_text())
-        report['machine']['date'], report['rounds'], report['command']
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f'{str(path)!r} is no report of this tool; give files that --json wrote') from error
-    return report
+    return json.loads(path.read_text())
