@@ -25,7 +25,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -72,7 +71,8 @@ LAYERS = {F.linear, torch.ops.mmvisattn.depthwise_conv2d, *CONVOLUTIONS}
 class CostCounter(TorchFunctionMode):
     """Counts, while it is active, what the forward of a network costs.
 
-    ``flops`` and ``activations`` are by the name of a module, all that lies in it included; ``''`` is the network.
+    ``parameters``, ``flops`` and ``activations``, the elements put out by layers, are by the name of a module, all that
+    lies in it included; ``''`` is the network. ``measured`` tells whether the forward runs for real.
 
     Args:
         network (nn.Module): The network.
@@ -80,6 +80,11 @@ class CostCounter(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.parameters = {
+            name: sum(parameter.numel() for parameter in module.parameters())
+            for name, module in network.named_modules()
+        }
+        self.measured = not any(parameter.is_meta for parameter in network.parameters())
         self.flops: Counter[str] = Counter()
         self.activations: Counter[str] = Counter()
         formulas = {torch.ops.torchvision.deform_conv2d: deform_conv_flops}
@@ -133,24 +138,7 @@ class CostCounter(TorchFunctionMode):
             self.activations[owner] += activations
 
 
-@dataclass
-class Cost:
-    """What a forward of one image costs; see :class:`CostCounter`.
-
-    Args:
-        parameters (dict[str, int]): Number of parameters by name of module.
-        flops (Counter[str]): FLOPs by name of module.
-        activations (Counter[str]): Elements put out by layers, by name of module.
-        measured (bool): Whether the forward ran for real.
-    """
-
-    parameters: dict[str, int]
-    flops: Counter[str]
-    activations: Counter[str]
-    measured: bool
-
-
-def count(name: str, size: tuple[int, int], part: str = 'model') -> Cost:
+def count(name: str, size: tuple[int, int], part: str = 'model') -> CostCounter:
     """Count what a network costs; the arguments are those of :func:`networks.build`."""
     try:
         return _count_on(torch.device('meta'), name, size, part)
@@ -159,18 +147,17 @@ def count(name: str, size: tuple[int, int], part: str = 'model') -> Cost:
 
 
 @torch.no_grad()
-def _count_on(device: torch.device, name: str, size: tuple[int, int], part: str) -> Cost:
+def _count_on(device: torch.device, name: str, size: tuple[int, int], part: str) -> CostCounter:
     with device:
         torch.manual_seed(0)
         network = networks.build(name, part, size).eval().requires_grad_(False)
         inputs = random_inputs(network, 1, size, device)
         with CostCounter(network) as counter:
             network(*inputs)
-    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in network.named_modules()}
-    return Cost(parameters, counter.flops, counter.activations, device.type != 'meta')
+    return counter
 
 
-def table(costs: dict[tuple[int, int], Cost], depth: int) -> Iterator[str]:
+def table(costs: dict[tuple[int, int], CostCounter], depth: int) -> Iterator[str]:
     """The lines of a table with one row a module, down to ``depth`` names below the network."""
     columns = ''.join(f' GFLOPs, {height}×{width} | M activations |' for height, width in costs)
     yield f'| module | M parameters |{columns}'
