@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,56 +28,17 @@ BATCH_SIZE = 8
 PROCESSES = 1 if torch.cuda.is_available() or os.cpu_count() == 1 else 2
 # glibc hands large blocks back to the system when they are freed; every step would fetch the same pages anew.
 KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': '1000000000', 'MALLOC_TRIM_THRESHOLD_': '1000000000'}
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training and its test.
-
-    Args:
-        name (str): Name in the table.
-        config (str): Config file.
-        seconds (int): What the training takes; see :data:`SCENES_SECONDS`.
-        metrics (dict[str, str]): The metrics of the test, and what they are called in the table.
-    """
-
-    name: str
-    config: str
-    seconds: int
-    metrics: dict[str, str]
-
-
 # Simpler scenes than the other configs have: one or two objects of four classes.
 SCENES = 'data/demo --size 128 96 --classes 4 --objects 1 2 --shares 0 1 0 --empty 0 --crowd 0'.split()
-# Seconds on two cores of an AMD EPYC, 2026-11-26. Their proportion tells the time left.
-SCENES_SECONDS, TEST_SECONDS = 20, 12
-# The segmentor learns from every pixel, so backbone and pyramid of the detector start from its weights.
-TASKS = [
-    Task(
-        'Semantic FPN, FCViT',
-        'configs/mini/fcvit-demo_fpn_ade20k.py',
-        seconds=45,
-        metrics={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
-    ),
-    Task(
-        'Mask R-CNN, FCViT',
-        'configs/mini/mask-rcnn_fcvit-demo_fpn_coco.py',
-        seconds=80,
-        metrics={
-            'coco/bbox_mAP_50': 'box AP50',
-            'coco/segm_mAP_50': 'mask AP50',
-            'coco/bbox_mAP': 'box AP',
-            'coco/segm_mAP': 'mask AP',
-        },
-    ),
-]
+# Seconds on two cores of an AMD EPYC, 2026-11-26; their proportion tells the time left.
+SCENES_SECONDS, TRAIN_SECONDS, TEST_SECONDS = 20, (45, 80), 12
 
 
 def plan(work_dir: Path, seed: int) -> list[Test]:
-    """The tests of all tasks, each with its training before it, which starts from the training of the task before.
+    """The tests of a segmentor and a detector, each with its training before it.
 
     Args:
-        work_dir (Path): Folder that gets one for each task.
+        work_dir (Path): Folder that gets one for each of them.
         seed (int): Seed of the trainings.
     """
     options = [
@@ -86,14 +46,26 @@ def plan(work_dir: Path, seed: int) -> list[Test]:
         'default_hooks.logger.interval=10',  # which tells the time left
         'train_cfg.val_interval=1000000',  # never: the test comes after it
     ]
-    tests: list[Test] = []
-    for task in TASKS:
-        folder = work_dir / Path(task.config).stem
-        before = tests[-1].start if tests else None
-        training = Training(task.name, task.config, options, folder, start=before, processes=PROCESSES)
-        test_folder, pictures = folder / 'test', folder / 'pictures'
-        tests.append(Test(task.name, task.config, options, test_folder, task.metrics, training, pictures=pictures))
-    return tests
+
+    def plan_test(name: str, config: str, metrics: dict[str, str], start: Training | None = None) -> Test:
+        folder = work_dir / Path(config).stem
+        training = Training(name, config, options, folder, start=start, processes=PROCESSES)
+        return Test(name, config, options, folder / 'test', metrics, training, pictures=folder / 'pictures')
+
+    segmentor = plan_test(
+        'Semantic FPN, FCViT', 'configs/mini/fcvit-demo_fpn_ade20k.py', {'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'}
+    )
+    average_precisions = {
+        'coco/bbox_mAP_50': 'box AP50',
+        'coco/segm_mAP_50': 'mask AP50',
+        'coco/bbox_mAP': 'box AP',
+        'coco/segm_mAP': 'mask AP',
+    }
+    # The segmentor learns from every pixel, so backbone and pyramid of the detector start from its weights.
+    detector = plan_test(
+        'Mask R-CNN, FCViT', 'configs/mini/mask-rcnn_fcvit-demo_fpn_coco.py', average_precisions, segmentor.start
+    )
+    return [segmentor, detector]
 
 
 class Progress:
@@ -143,13 +115,13 @@ class Progress:
 
 
 def draw_sheet(folders: list[Path], path: Path, columns: int = 3, rows: int = 2) -> None:
-    """Lay pictures of truth beside prediction, three in a row, on one sheet for each task.
+    """Lay pictures of truth beside prediction, three in a row, on one sheet.
 
     Args:
-        folders (list[Path]): Folders of the tasks' pictures.
+        folders (list[Path]): Folders of pictures.
         path (Path): Where the sheet goes.
         columns (int): Pictures in a row.
-        rows (int): Rows for each task.
+        rows (int): Rows for each folder.
     """
     lines = []
     for folder in folders:
@@ -167,19 +139,19 @@ def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
     """Draw the scenes, train and test, and lay out pictures as soon as there are some.
 
     Args:
-        tests (list[Test]): The tests, one a task, with their trainings.
+        tests (list[Test]): The tests, with their trainings.
         progress (Progress): Tells how far it is.
         sheet (Path): Where the sheet of pictures goes.
     """
     make_scenes = partial(run_script, 'tools/data/make_mini.py', *SCENES)
     progress.run('drawing scenes', SCENES_SECONDS, make_scenes)
-    for number, (task, test) in enumerate(zip(TASKS, tests), 1):
+    for number, (test, seconds) in enumerate(zip(tests, TRAIN_SECONDS), 1):
         if not test.start.result_file.exists():
-            progress.run(f'training {task.name}', task.seconds, test.start.run)
+            progress.run(f'training {test.name}', seconds, test.start.run)
         if not test.result_file.exists():
-            progress.run(f'testing {task.name}', TEST_SECONDS, test.run)
+            progress.run(f'testing {test.name}', TEST_SECONDS, test.run)
         draw_sheet([test.pictures for test in tests[:number]], sheet)
-        progress.bar.write(f'{task.name}: pictures of truth and prediction in {sheet}', file=sys.stderr)
+        progress.bar.write(f'{test.name}: pictures of truth and prediction in {sheet}', file=sys.stderr)
 
 
 def main() -> None:
@@ -195,7 +167,7 @@ def main() -> None:
     log, sheet = work_dir / 'log.txt', work_dir / 'predictions.jpg'
     print(f'commands and their outputs: {log}', flush=True)
     tests = plan(work_dir, args.seed)
-    to_train = sum(task.seconds for task, test in zip(TASKS, tests) if not test.start.result_file.exists())
+    to_train = sum(seconds for test, seconds in zip(tests, TRAIN_SECONDS) if not test.start.result_file.exists())
     to_test = TEST_SECONDS * sum(not test.result_file.exists() for test in tests)
     progress = Progress(SCENES_SECONDS + to_train + to_test, log)
     try:
