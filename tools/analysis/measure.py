@@ -6,6 +6,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mmvisattn
@@ -13,8 +14,15 @@ import mmvisattn
 import numpy as np
 import timm
 import torch
+from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 WARM_UP_ROUNDS = 2
+
+with suppress(RuntimeError):  # newer torch has this formula itself
+
+    @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+    def _cpu_attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
+        return sdpa_flop_count(query, key, value)
 
 
 def parse_size(text: str) -> tuple[int, int]:
