@@ -156,6 +156,16 @@ def test_anything_executable_is_refused(kind, zipped, tmp_path):
     assert re.search(f'it holds .*({NAMES[kind]})', message), message
 
 
+def test_getattr_itself_is_never_allowed(tmp_path):
+    """The maintained fork of mmengine allows it around its loading."""
+    for kind in ('method', 'stranger'):
+        torch.save(payloads(tmp_path)[kind], tmp_path / f'{kind}.pth')
+    with torch.serialization.safe_globals([getattr, Stranger]):
+        with pytest.raises(UnsafeCheckpointError, match='getattr'):
+            checkpoint.load(tmp_path / 'method.pth')
+        assert isinstance(checkpoint.load(tmp_path / 'stranger.pth'), Stranger)
+
+
 def test_the_payloads_are_live(tmp_path):
     # What the test above would see if a file were simply unpickled.
     for kind in ('os', 'exec', 'eval', 'open', 'pathlib', 'inside'):
