@@ -33,14 +33,13 @@ def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> di
 
     Args:
         file (str): The tool, one of this folder.
-        argv (Sequence[str] | None): Its arguments, or None for those of the process; the files that it writes are not
-            kept.
+        argv (Sequence[str] | None): Its arguments, or None for those of the process; that of the file for the report is
+            not kept.
         args (argparse.Namespace): What they were read as.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    for option in ('--json', '--plot'):
-        if option in words:
-            del words[words.index(option) : words.index(option) + 2]
+    if '--json' in words:
+        del words[words.index('--json') : words.index('--json') + 2]
     return {
         'command': shlex.join(['python', f'tools/analysis/{Path(file).name}', *words]),
         'machine': describe_machine(args.device),
