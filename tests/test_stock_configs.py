@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import mmvisattn  # noqa: F401  with it the bases of the toolboxes resolve
+import mmvisattn.models  # noqa: F401  before any device is set: torch 2.8 cannot import its compiler under one
 
 import mmdet
 import mmseg
