@@ -135,7 +135,8 @@ def test_parameters_of_defocus(name, backbone, millions):
 def test_parameters_of_flexattention(name, backbone, millions):
     model = MODELS.build(load(Path('configs/flexattention', f'{name}.py')).model)
     assert sum(parameter.numel() for parameter in model.backbone.parameters()) == backbone
-    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+    found = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert found == pytest.approx(millions, abs=0.6)  # DINO of the fork of mmdet has 0.13 more than mmdet's
 
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if 'flexvit-b_' in p.stem], ids=lambda path: path.stem)
