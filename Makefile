@@ -11,7 +11,7 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 ENVIRONMENTS := oldest compiled onedl
 VENVS := .venv $(ENVIRONMENTS:%=.venv-%)
 
-.PHONY: demo test quick $(ENVIRONMENTS:%=test-%) lint clean
+.PHONY: demo test quick test-heads $(ENVIRONMENTS:%=test-%) lint clean
 
 demo: .venv/.installed
 	$(RUN) tools/demo.py
@@ -27,6 +27,12 @@ QUICK := $(addprefix tests/,checkpoint compat engine models ops/test_depthwise_c
 
 quick: .venv/.installed
 	OMP_NUM_THREADS=1 $(RUN) $(PYTEST) $(QUICK)
+
+# Stock models of both toolboxes, every head on every backbone, and the backends of their visualizers; brings packages
+# that the toolboxes leave to their users, and writes docs/heads.md.
+test-heads: .venv/.installed
+	$(RUN) -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/heads.txt
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_stock_heads.py tests/tools/test_visualizers.py
 
 $(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)

@@ -1,4 +1,4 @@
-"""Installation of mmvisattn; the tools and configs are used from a clone."""
+"""Installation of mmvisattn; the tools are used from a clone. ``.mim`` is where OpenMMLab looks for a package's configs."""
 
 from pathlib import Path
 
@@ -23,7 +23,16 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmvisattn', 'mmvisattn.*']),
     license_files=['LICENSE'],
-    package_data={'mmvisattn': ['py.typed', 'ops/selective_scan/*.cpp']},
+    package_data={
+        'mmvisattn': [
+            'py.typed',
+            'ops/selective_scan/*.cpp',
+            '.mim/model-index.yml',
+            '.mim/configs/**/*.py',
+            '.mim/configs/*/*.md',
+            '.mim/configs/*/metafile.yml',
+        ]
+    },
     python_requires='>=3.10,<3.13',
     install_requires=requirements('runtime'),
     # A compiled mmcv must not be overwritten, so mmcv-lite is an extra that the user asks for.

@@ -2,6 +2,9 @@
 
 from functools import partial
 
+from mmvisattn.models.backbones import DefocusViT, FCViT, FlexViT
+from mmvisattn.models.necks import SimpleFPN
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,3 +43,19 @@ def test_a_gradient_that_is_given_stays_as_it_is(network):
     out.backward()
     assert len(kept) > 50
     assert {name for name, grad, before in kept if not torch.equal(grad, before)} == set()
+
+
+SEVERAL = {
+    'FCViT': partial(build, FCViT),
+    'DefocusViT': partial(build, DefocusViT, out_indices=(0, 1)),
+    'FlexViT': partial(build, FlexViT, out_indices=(0, 1)),
+    'SimpleFPN': partial(build, SimpleFPN),
+}
+
+
+@pytest.mark.parametrize('used', [0, 1])
+@pytest.mark.parametrize('network', SEVERAL)
+def test_one_output_is_enough_for_a_gradient_of_every_parameter(network, used):
+    net = SEVERAL[network]().train()
+    net([torch.randn(2, 24, 4, 6)] if network == 'SimpleFPN' else torch.randn(2, 3, 64, 96))[used].sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []

@@ -22,6 +22,7 @@ from ...ops.pointwise_conv import PointwiseConv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
 from ..layers import init_linear
+from ..layers.join_outputs import join_outputs
 from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
 
 # Fixed in every released model.
@@ -181,7 +182,8 @@ class FCViT(BaseBackbone):
     """Fully convolutional vision transformer, as a backbone of four stages at strides 4, 8, 16 and 32.
 
     `A Close Look at Spatial Modeling: From Attention to Convolution <https://arxiv.org/abs/2212.12552>`_. Only the
-    stages and norms that ``out_indices`` asks for are built, so no parameter is left without a gradient.
+    stages and norms that ``out_indices`` asks for are built. In training the use of one map gives all parameters a
+    gradient.
 
     Args:
         arch (str | dict): ``'tiny'``, ``'b12'``, ``'b24'``, ``'b48'``, or a dict with ``embed_dims`` (channels,
@@ -319,4 +321,4 @@ class FCViT(BaseBackbone):
             x = run_blocks(part.children(), x, self.with_cp and self.training) if i % 2 == 0 else part(x)
             if i % 2 == 0 and i // 2 in self.out_indices:
                 outs.append(getattr(self, f'norm{i}')(x))
-        return tuple(outs)
+        return join_outputs(outs, self.training)

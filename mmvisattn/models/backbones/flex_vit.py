@@ -22,6 +22,7 @@ from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.cells import Tiling, attend_and_write_back
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock
+from ..layers.join_outputs import join_outputs
 from ..layers.padding import content_size, divide_up, is_inside, resample_positions
 from ..layers.selection import Relevance, TokenSelector
 from .base_backbone import BaseBackbone, drop_path_rates
@@ -223,7 +224,7 @@ class FlexViT(BaseBackbone):
             outs.append((high + upsampled)[:, :, : size[0], : size[1]].contiguous())
         if 1 in self.out_indices:
             outs.append(low[:, :, : low_size[0], : low_size[1]].contiguous())
-        return tuple(outs)
+        return join_outputs(outs, self.training)
 
     def find_content(
         self, x: Tensor, low_grid: tuple[int, int]

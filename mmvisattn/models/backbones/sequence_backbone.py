@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...checkpoint.loading import strip_prefix
 from ..checks import check_numbers
 from ..layers import PatchSequence
+from ..layers.join_outputs import join_outputs
 from ..layers.patch_sequence import to_map
 from .base_backbone import BaseBackbone, run_blocks
 
@@ -107,7 +108,7 @@ class SequenceBackbone(BaseBackbone):
         for blocks in self._blocks_by_output():
             x = run_blocks(blocks, x, self.with_cp and self.training)
             outs.append(to_map(self.norm(x), size, window))
-        return tuple(outs)
+        return join_outputs(outs, self.training)
 
     def _blocks_by_output(self) -> Iterable[list[nn.Module]]:
         blocks, starts = list(self.blocks), (0, *(i + 1 for i in self.out_indices))

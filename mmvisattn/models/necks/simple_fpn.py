@@ -11,6 +11,7 @@ from ...errors import UserError
 from ...registry import MODELS
 from ..checks import check_numbers
 from ..layers import LN2d
+from ..layers.join_outputs import join_outputs
 
 # Levels made from the map itself, at strides 4, 8, 16 and 32; further ones are subsampled.
 NUM_MADE = 4
@@ -107,4 +108,4 @@ class SimpleFPN(BaseModule):
         ]
         while len(outs) < self.num_outs:
             outs.append(outs[-1][..., ::2, ::2].contiguous())  # heads of DETR make a view of it
-        return tuple(outs)
+        return join_outputs(outs, self.training)

@@ -14,6 +14,8 @@ import torch
 from mmengine.registry import MODELS as ROOT
 from onnx.reference import ReferenceEvaluator
 from torch import nn
+from torch.distributed import FileStore
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.golden import load
 
@@ -179,6 +181,21 @@ def test_every_parameter_has_a_gradient(out_indices):
     sum(out.square().mean() for out in outs).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
     assert [name for name, p in network.named_parameters() if p.grad.abs().max() == 0] == []
+
+
+def test_trains_on_several_processes_where_a_map_is_not_used(tmp_path):
+    torch.distributed.init_process_group('gloo', store=FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    try:
+        network = DistributedDataParallel(build().train())
+        for _ in range(2):  # what the first step has left out, the second refuses
+            outs = network(torch.randn(2, 3, 64, 64))
+            sum(out.square().mean() for out in outs[1:]).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {name for name, p in network.module.named_parameters() if p.grad.abs().max() == 0} == {
+        'norm0.weight',
+        'norm0.bias',
+    }
 
 
 def test_selected_outputs_equal_those_of_the_full_network():
