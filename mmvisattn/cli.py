@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -20,9 +20,13 @@ from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
+
+if TYPE_CHECKING:
+    from .data import DetectionData, SegmentationData
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}  # scope: name of the package
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -84,6 +88,27 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help='settings that replace those of the config, such as `model.backbone.arch=b24`; lists as '
         'key="[a,b]" or key=a,b without spaces. A key that the config lacks is added, unless it is nearly '
         'the name of one that is there, or begins with a name that no config knows',
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and what belongs to it."""
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='your own data in place of those of the config: COCO, Pascal VOC or YOLO for a detector, images and '
+        'labels in parallel folders for a segmentor; classes, datasets, metrics and recipe follow from them',
+    )
+    parser.add_argument(
+        '--val-share',
+        type=float,
+        metavar='SHARE',
+        help='share of the images of --data for validation, where the folder has no split; default: 0.2',
+    )
+    parser.add_argument(
+        '--zero-label',
+        choices=['class', 'void'],
+        help='what label 0 (black) in the files of --data is, for a segmentor; default: what the data say',
     )
 
 
@@ -264,6 +289,50 @@ def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
             yield from _datasets(child, f'{path}.datasets.{i}')
     else:
         yield path, node
+
+
+def use_data(
+    cfg: Config, args: argparse.Namespace, checkpoint: str | None = None, *, training: bool = False
+) -> 'DetectionData | SegmentationData | None':
+    """Let a config use the folder of ``--data``, where one is given.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (argparse.Namespace): Arguments of :func:`add_data_arguments` and ``cfg_options``.
+        checkpoint (str, optional): A trained model; its names of classes give the order of the labels.
+        training (bool): Whether the recipe is to follow from the data. Defaults to False.
+
+    Returns:
+        DetectionData | SegmentationData | None: What was found, or None without ``--data``.
+
+    Raises:
+        UserError: If the folder does not hold what the config needs.
+    """
+    given = {'--val-share': args.val_share, '--zero-label': args.zero_label}
+    if args.data is None:
+        if alone := [flag for flag, value in given.items() if value is not None]:
+            raise UserError(f'{alone[0]} is about the folder of --data, and there is none; add --data FOLDER')
+        return None
+    from .data.configure import use_folder
+    from .data.reading import VAL_SHARE
+
+    return use_folder(
+        cfg,
+        args.data,
+        args.cfg_options,
+        zero_label=args.zero_label,
+        val_share=VAL_SHARE if args.val_share is None else args.val_share,
+        classes=class_names(checkpoint) if checkpoint else None,
+        training=training,
+    )
+
+
+def class_names(checkpoint: str) -> list[str] | None:
+    """The names of the classes that a checkpoint of mmengine holds, or None where it holds none."""
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    meta = content.get('meta') if isinstance(content, dict) else None
+    names = ((meta or {}).get('dataset_meta') or {}).get('classes') or (meta or {}).get('CLASSES')
+    return [str(name) for name in names] if isinstance(names, tuple | list) else None
 
 
 # The runner
