@@ -308,23 +308,37 @@ def use_data(
     Raises:
         UserError: If the folder does not hold what the config needs.
     """
-    given = {'--val-share': args.val_share, '--zero-label': args.zero_label}
+    share = val_share(args)
     if args.data is None:
-        if alone := [flag for flag, value in given.items() if value is not None]:
-            raise UserError(f'{alone[0]} is about the folder of --data, and there is none; add --data FOLDER')
         return None
     from .data.configure import use_folder
-    from .data.reading import VAL_SHARE
 
     return use_folder(
         cfg,
         args.data,
         args.cfg_options,
         zero_label=args.zero_label,
-        val_share=VAL_SHARE if args.val_share is None else args.val_share,
+        val_share=share,
         classes=class_names(checkpoint) if checkpoint else None,
         training=training,
     )
+
+
+def val_share(args: argparse.Namespace) -> float:
+    """The share of ``--val-share`` or its default.
+
+    Raises:
+        UserError: If a flag about ``--data`` is given without it, or the share is none.
+    """
+    from .data.reading import VAL_SHARE
+
+    given = {'--val-share': args.val_share, '--zero-label': args.zero_label}
+    if args.data is None:
+        if alone := [flag for flag, value in given.items() if value is not None]:
+            raise UserError(f'{alone[0]} is about the folder of --data, and there is none; add --data FOLDER')
+    if args.val_share is not None and not 0 < args.val_share < 1:
+        raise UserError(f'--val-share {args.val_share}: give a share above 0 and below 1')
+    return VAL_SHARE if args.val_share is None else args.val_share
 
 
 def class_names(checkpoint: str) -> list[str] | None:

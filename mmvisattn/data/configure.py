@@ -61,8 +61,6 @@ def use_folder(
     Raises:
         UserError: If the folder does not hold what the config needs.
     """
-    if not 0 < val_share < 1:
-        raise UserError(f'--val-share {val_share}: give a share above 0 and below 1')
     choices = Choices(cfg_options)
     cache = Path(cfg.work_dir, 'data').resolve()
     if cfg.default_scope == 'mmseg':
@@ -197,7 +195,7 @@ def _configure_segmentation(cfg: Config, data: SegmentationData, cache: Path, ch
     for pipeline in recipe.pipelines(cfg):
         for step in dicts(pipeline):
             if type_name(step.get('type')) == 'LoadAnnotations':
-                step['reduce_zero_label'] = data.reduce_zero_label
+                step.pop('reduce_zero_label', None)  # the dataset says it
     choices.tell(f'reduce_zero_label={data.reduce_zero_label}' + (', labels written anew' if data.convert else ''))
     _read_stored_orientation(cfg, data.ignore_orientation)
     set_num_classes(cfg.model, len(data.classes), choices)

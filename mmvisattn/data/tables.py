@@ -28,6 +28,8 @@ def detection_table(data: DetectionData) -> str:
     first = names.index('train') if 'train' in names else 0
     weights = class_weights(counts[:, first])
     for label, name in enumerate(data.classes):
+        if not counts[label].any():  # told by name elsewhere
+            continue
         numbers = [*counts[label, : len(names) + 3], len(images[label])]
         rows.append([name, *map(str, numbers), f'{weights[label]:.2f}'])
     return as_table(rows)
