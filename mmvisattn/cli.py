@@ -26,7 +26,7 @@ from .errors import UserError, nearest
 from .registry import MODELS, type_name
 
 if TYPE_CHECKING:
-    from .data import DetectionData, SegmentationData
+    from .datasets import DetectionData, SegmentationData
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}  # scope: name of the package
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -311,7 +311,7 @@ def use_data(
     share = val_share(args)
     if args.data is None:
         return None
-    from .data.configure import use_folder
+    from .datasets.configure import use_folder
 
     return use_folder(
         cfg,
@@ -330,7 +330,7 @@ def val_share(args: argparse.Namespace) -> float:
     Raises:
         UserError: If a flag about ``--data`` is given without it, or the share is none.
     """
-    from .data.reading import VAL_SHARE
+    from .datasets.reading import VAL_SHARE
 
     given = {'--val-share': args.val_share, '--zero-label': args.zero_label}
     if args.data is None:

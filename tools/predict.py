@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmvisattn import cli
-from mmvisattn.data import read_detection, read_segmentation
-from mmvisattn.data.configure import set_num_classes
-from mmvisattn.data.description import distinct_palette
-from mmvisattn.data.files import IMAGE_SUFFIXES, read_head
+from mmvisattn.datasets import read_detection, read_segmentation
+from mmvisattn.datasets.configure import set_num_classes
+from mmvisattn.datasets.description import distinct_palette
+from mmvisattn.datasets.files import IMAGE_SUFFIXES, read_head
 from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
 from mmvisattn.inference import CocoResults, Prediction, predict_sliced, save_labels

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 from mmvisattn import cli
-from mmvisattn.data.checks import check_runner
+from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
 
 from mmengine.config import Config, ConfigDict

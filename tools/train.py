@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmvisattn import cli
 from mmvisattn.checkpoint.loading import weights_of
-from mmvisattn.data.checks import check_runner
+from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
 from mmvisattn.registry import type_name
 

@@ -277,10 +277,10 @@ def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> 
             return
         old = node.get('num_classes', node.get('num_things_classes'))
         if old is not None and 'RPN' not in type_name(node.get('type')):
-            if node.get('out_channels') not in (None, old):
+            if node.get('out_channels') == 1 != old:
                 raise UserError(
-                    f'`{path}.out_channels` is {node["out_channels"]} and not the number of classes: a head of this '
-                    'kind cannot follow from the data; take a config without it'
+                    f'`{path}.out_channels` is 1 for {old} classes: a head of this kind knows two classes alone; take it '
+                    'out of the config'
                 )
             for part in dicts(node):
                 if isinstance(weights := part.get('class_weight'), list | tuple):
@@ -290,7 +290,7 @@ def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> 
                 node.update(num_things_classes=count, num_stuff_classes=0)
             if 'num_classes' in node:
                 node['num_classes'] = count
-            if 'out_channels' in node:
+            if node.get('out_channels') == old:  # of some heads it is the width of the features
                 node['out_channels'] = count
             heads.append(path)
         for key, child in node.items():

@@ -64,7 +64,7 @@ def read_coco(root: Path, files: list[Path], found: dict[Path, dict], notes: lis
         names = listed(path.relative_to(root) for path in by_split.pop('all'))
         notes.append(f'{names}: neither train, val nor test in the name; left out')
     classes: list[str] = []
-    splits = {}
+    splits, order = {}, {}
     folders = sorted({path.parent for path in files if is_image(path)})
     for name in sorted(by_split, key=['train', 'all', 'val', 'test'].index):
         path = _choose(name, by_split[name], root, notes)
@@ -89,8 +89,7 @@ def read_coco(root: Path, files: list[Path], found: dict[Path, dict], notes: lis
                 f'{name}: {count(len(unknown), "object")} of categories that are not listed (ids {listed(ids)}); '
                 'left out, as the toolbox does'
             )
-        # The toolbox numbers by the order of the file: in another order it would be another set.
-        same = list(own.values()) == classes and not renamed and not unknown and not _has_mark(path)
+        same = not renamed and not unknown and not _has_mark(path)
         for one in annotations:
             if one.get('category_id') in labels:
                 one['category_id'] = labels[one['category_id']]
@@ -98,10 +97,14 @@ def read_coco(root: Path, files: list[Path], found: dict[Path, dict], notes: lis
             left = {id(one) for one in unknown}
             annotations = [one for one in annotations if id(one) not in left]
         splits[name] = Split(folder, images, annotations, source=path if same else None)
+        order[name] = list(own.values())
         notes.append(
             f'{name}: {path.relative_to(root)} with {count(len(images), "image")}, found in '
             f'{folder.relative_to(root) if folder != root else "the folder itself"}'
         )
+    for name, split in splits.items():
+        if order[name] != classes:  # the toolbox numbers by the order of the file
+            split.source = None
     return DetectionData(root, 'COCO', classes, splits, notes)
 
 

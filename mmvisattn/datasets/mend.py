@@ -99,7 +99,7 @@ def _check_heads(split: Split, name: str, notes: list[str]) -> list[tuple[bool, 
         names = listed([image['file_name'] for image in wrong], 3)
         notes.append(
             f'{name}: the size of {count(len(wrong), "image")} is another in the annotations than in the file '
-            f"({names}); the file's is taken, the boxes are left as they are: look at them with tools/data/browse.py"
+            f"({names}); the file's is taken, the boxes are left as they are: look at them (browse.py)"
         )
         split.source = None
     if deep:

@@ -259,15 +259,19 @@ def _check_sizes(pairs: list[tuple[Path, Path]], notes: list[str]) -> tuple[bool
 # Values
 
 
-def load_label(path: Path) -> np.ndarray:
+def load_label(path: Path, by_colour: bool = False) -> np.ndarray:
     """The values of a file of labels: (H, W), or (H, W, 3) where it has colours.
+
+    Args:
+        path (Path): The file.
+        by_colour (bool): Whether numbers with a palette are read as its colours. Defaults to False.
 
     Raises:
         UserError: If it is broken.
     """
     try:
         with Image.open(path) as image:
-            if image.mode in ('RGBA', 'CMYK', 'YCbCr'):
+            if image.mode in ('RGBA', 'CMYK', 'YCbCr') or by_colour and image.mode == 'P':
                 image = image.convert('RGB')
             values = np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
@@ -530,7 +534,11 @@ def _data(
     """The description; the colours are those of the files where they have any."""
     if palette is None:
         palette = distinct_palette(len(names))
-        own = {label: found.palette[value] for value, label in mapping.items() if value in found.palette}
+        own = {
+            label: found.palette[value]
+            for value, label in mapping.items()
+            if value in found.palette and label < len(names)
+        }
         if len(set(own.values())) == len(own):  # else they would not tell the classes apart
             palette = [own.get(i, colour) for i, colour in enumerate(palette)]
     if reduce and convert:  # written anew in any case

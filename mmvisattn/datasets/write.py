@@ -71,6 +71,7 @@ def write_labels(data: SegmentationData, cache: Path) -> dict[str, LabelFolders]
         dict[str, LabelFolders]: Where each split is.
     """
     folders = {}
+    by_colour = isinstance(next(iter(data.mapping)), tuple)
     for name, pairs in data.pairs.items():
         times = [(str(image), str(label), label.stat().st_mtime_ns) for image, label in pairs]
         state = [times, sorted(map(str, data.mapping.items())) if data.convert else None]
@@ -90,7 +91,7 @@ def write_labels(data: SegmentationData, cache: Path) -> dict[str, LabelFolders]
             (new / 'images' / f'{stem}{suffix}').symlink_to(image)
             target = new / 'labels' / f'{stem}.png'
             if data.convert:
-                Image.fromarray(to_numbers(load_label(label), data)).save(target)
+                Image.fromarray(to_numbers(load_label(label, by_colour), data)).save(target)
             else:
                 target.symlink_to(label)
         try:
