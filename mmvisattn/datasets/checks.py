@@ -111,7 +111,8 @@ def _stock_classes(dataset: dict) -> tuple[str, ...]:
     from mmengine.registry import DATASETS
 
     kind = dataset.get('type')
-    cls = kind if isinstance(kind, type) else DATASETS.get(str(kind))
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        cls = kind if isinstance(kind, type) else registry.get(str(kind))
     return tuple(getattr(cls, 'METAINFO', {}).get('classes', ()))
 
 

@@ -279,8 +279,8 @@ def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> 
         if old is not None and 'RPN' not in type_name(node.get('type')):
             if node.get('out_channels') == 1 != old:
                 raise UserError(
-                    f'`{path}.out_channels` is 1 for {old} classes: a head of this kind knows two classes alone; take it '
-                    'out of the config'
+                    f'`{path}.out_channels` is 1 for {old} classes: a head of this kind knows two classes alone; take '
+                    'it out of the config'
                 )
             for part in dicts(node):
                 if isinstance(weights := part.get('class_weight'), list | tuple):

@@ -99,7 +99,7 @@ def test_length_of_a_training_in_iterations():
     assert [(one.begin, one.end) for one in cfg.param_scheduler] == [(0, 100), (100, 4000)]
 
 
-def test_learning_rate_by_the_batch(monkeypatch):
+def test_learning_rate_by_the_batch(monkeypatch, tmp_path):
     cfg, choices = detector(), recipe.Choices()
     recipe.set_learning_rate(cfg, choices)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
@@ -111,7 +111,9 @@ def test_learning_rate_by_the_batch(monkeypatch):
     cfg.pop('auto_scale_lr')
     recipe.set_learning_rate(cfg, choices)
     assert 'does not say for which batch' in choices.lines[-1]
-    named = Config(cfg.to_dict(), filename='fpn_4xb8-40k.py')
+    path = tmp_path / 'fpn_4xb8-40k.py'
+    path.touch()
+    named = Config(cfg.to_dict(), filename=str(path))
     recipe.set_learning_rate(named, choices)
     assert named.auto_scale_lr.base_batch_size == 32
 
