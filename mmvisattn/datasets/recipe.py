@@ -17,6 +17,7 @@ MOST_ENLARGED = 2.0  # times, to which the scale of a config may enlarge the med
 LEAST_ITERS = 2000
 MOST_EPOCHS = 300
 ENOUGH_EPOCHS = 200  # of a training that is counted in iterations
+ENDLESS = 10**8  # what mmengine's schedulers take for no end
 DIVISOR = 32  # of image sizes: the stride of the last stage
 SIZE_KEYS = ('scale', 'scales', 'crop_size', 'img_scale', 'size', 'stride')
 
@@ -230,9 +231,8 @@ def set_schedule(cfg: Config, images: int, choices: Choices) -> None:
         checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
         if checkpoint and choices.free('default_hooks.checkpoint'):
             checkpoint['interval'] = interval
-        if choices.free('param_scheduler'):
-            _scale_schedulers(cfg, new / old, by_epoch)
     if choices.free('param_scheduler'):
+        _scale_schedulers(cfg, new, by_epoch)
         _cap_warmup(cfg, iters, by_epoch)
     logger = cfg.get('default_hooks', {}).get('logger')
     if logger and choices.free('default_hooks.logger'):
@@ -244,13 +244,16 @@ def _schedulers(cfg: Config) -> list[dict]:
     return schedulers if isinstance(schedulers, list) else [schedulers]
 
 
-def _scale_schedulers(cfg: Config, factor: float, by_epoch: bool) -> None:
-    """Stretch what is counted in the unit of the training."""
-    for scheduler in _schedulers(cfg):
-        if scheduler.get('by_epoch', True) != by_epoch:
-            continue
+def _scale_schedulers(cfg: Config, length: int, by_epoch: bool) -> None:
+    """Stretch what is counted in the unit of the training, so that the last schedule ends with it."""
+    schedulers = [one for one in _schedulers(cfg) if one.get('by_epoch', True) == by_epoch]
+    ends = [one['end'] for one in schedulers if isinstance(one.get('end'), int) and one['end'] < ENDLESS]
+    if not ends:
+        return
+    factor = length / max(ends)
+    for scheduler in schedulers:
         for key in ('begin', 'end', 'T_max', 'step_size'):
-            if isinstance(scheduler.get(key), int) and scheduler[key] < 10**8:
+            if isinstance(scheduler.get(key), int) and scheduler[key] < ENDLESS:
                 scheduler[key] = max(round(scheduler[key] * factor), 0 if key == 'begin' else 1)
         if 'milestones' in scheduler:
             scheduler['milestones'] = [max(round(m * factor), 1) for m in scheduler['milestones']]

@@ -79,6 +79,10 @@ def test_length_of_a_training_in_epochs():
     warmup, steps = cfg.param_scheduler
     assert warmup.end == 200 and (steps.end, steps.milestones) == (40, [27, 37])
     assert '40 epochs in place of 12' in choices.lines[0]
+    options = {'train_cfg.max_epochs': 24}  # the rates follow what the user sets, too
+    cfg = detector(**options)
+    recipe.set_schedule(cfg, 100_000, recipe.Choices(options))
+    assert cfg.train_cfg.max_epochs == 24 and cfg.param_scheduler[1].milestones == [16, 22]
     cfg = detector()
     recipe.set_schedule(cfg, 100_000, recipe.Choices())
     assert cfg.train_cfg.max_epochs == 12 and cfg.param_scheduler[0].end == 500
