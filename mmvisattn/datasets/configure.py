@@ -1,6 +1,7 @@
 """Write the data of a folder into a config: datasets, classes, metrics, heads, recipe."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def _configure_detection(
             f'{cfg.filename} learns outlines, and the objects in {data.root} have boxes alone; take a config that '
             f'needs none: {_box_configs(cfg)}'
         )
-    if any(step.get('with_seg') for pipeline in recipe.pipelines(cfg) for step in dicts(pipeline)):
+    steps = [step for pipeline in recipe.pipelines(cfg) for step in dicts(pipeline)]
+    if any(step.get('with_seg') or type_name(step.get('type')) == 'LoadPanopticAnnotations' for step in steps):
         raise UserError(f'{cfg.filename} also learns labels of pixels (with_seg), which --data does not give it')
     files = write_coco(data, cache)
     metainfo = dict(classes=tuple(data.classes), palette=distinct_palette(len(data.classes)))
@@ -148,6 +150,13 @@ def _configure_detection(
     recipe.set_anchors(cfg, np.array([one['bbox'][2:] for one in boxes], float), times, choices)
     recipe.set_schedule(cfg, images * _repeats(cfg), choices)
     recipe.set_learning_rate(cfg, choices)
+    most = max(Counter(one['image_id'] for one in boxes).values())
+    limits = [node['max_per_img'] for node in dicts(cfg.model.get('test_cfg')) if node.get('max_per_img')]
+    if limits and most > min(limits):
+        choices.tell(
+            f'an image has {most} objects, and the model gives {min(limits)} at most (max_per_img in model.test_cfg); '
+            'COCO counts the best 100 in any case'
+        )
 
 
 def _box_configs(cfg: Config) -> str:

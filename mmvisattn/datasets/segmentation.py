@@ -78,13 +78,7 @@ def read_labels(root: Path, files: list[Path], zero_label: str | None) -> Segmen
     ignore_orientation, sizes = _check_sizes(everything, notes)
     names, colours = read_classes(root, files, notes)
     by_colour, found = survey([label for _, label in everything], bool(colours))
-    if len(found.pixels) > 256:
-        (mode, _), some = found.modes.most_common(1)[0], next(iter(found.first.values()))
-        jpeg = ', and JPEG smears values' if some.suffix.lower() in ('.jpg', '.jpeg') else ''
-        raise UserError(
-            f'--data {root}: the labels have {len(found.pixels)} values (such as in {some}, mode {mode}){jpeg}; labels '
-            'have one value a class: save them as PNG, without smoothing'
-        )
+    _check_smeared(root, found, names, by_colour)
     settle = _by_colour if by_colour else _by_index
     data = settle(root, names, colours, found, zero_label, notes)
     data.pairs, data.sizes, data.ignore_orientation = pairs, sizes, ignore_orientation
@@ -325,6 +319,25 @@ def survey(paths: list[Path], colours_known: bool) -> tuple[bool, Found]:
     if numbers.modes.get('P') and colours_known:
         conflict |= bool(numbers.palette)
     return by_colour or conflict, colours if by_colour or conflict else numbers
+
+
+def _check_smeared(root: Path, found: Found, names: list[str], by_colour: bool) -> None:
+    """Refuse labels between whose values others have come, by JPEG or by smoothing.
+
+    Raises:
+        UserError: With a file.
+    """
+    number = len(found.pixels)
+    extremes = sum(found.pixels[value] for value in (0, VOID))
+    smoothed = not by_colour and number > 16 and extremes > 0.8 * sum(found.pixels.values())
+    jpeg = [path for path in found.first.values() if path.suffix.lower() in ('.jpg', '.jpeg')]
+    if number > 256 or smoothed or jpeg and number > max(len(names), 2) + 2:
+        some = jpeg[0] if jpeg else found.first[sorted(found.pixels)[number // 2]]
+        why = ', and JPEG smears values' if jpeg else ', most of them few pixels' if smoothed else ''
+        raise UserError(
+            f'--data {root}: the labels have {number} values (such as in {some}){why}; labels have one value a class: '
+            'save them as PNG, without smoothing'
+        )
 
 
 def read_classes(

@@ -144,6 +144,22 @@ def test_outlines_that_are_missing_become_regions_to_ignore(tmp_path):
     dataset[0]  # the outlines are read
 
 
+def test_more_objects_than_the_model_gives_are_told(tmp_path, capsys):
+    content = coco(4)
+    content['annotations'] += [dict(content['annotations'][0], id=100 + i) for i in range(120)]
+    folder = write_coco(tmp_path / 'own', {'train': content, 'val': coco(2)})
+    configured(RETINANET, folder, tmp_path / 'work')
+    assert 'an image has 121 objects, and the model gives 100 at most' in capsys.readouterr().out
+
+
+def test_panoptic_models_are_refused(tmp_path):
+    cfg = deepcopy(load(RETINANET))
+    cfg.train_dataloader.dataset.pipeline[1].type = 'LoadPanopticAnnotations'
+    cfg.work_dir = str(tmp_path / 'work')
+    with pytest.raises(UserError, match='also learns labels of pixels'):
+        use_folder(cfg, str(coco_folder(tmp_path / 'own')))
+
+
 def test_heads_of_every_kind():
     model = dict(
         backbone=dict(num_classes=1000),

@@ -283,6 +283,18 @@ def test_smeared_labels(tmp_path):
         read_segmentation(tmp_path)
 
 
+def test_smoothed_masks(tmp_path):
+    root = labels_folder(tmp_path)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[10:30, 10:30] = 255
+    mask[9, 9 : 9 + 30] = np.arange(5, 245, 8)
+    Image.fromarray(mask).save(root / 'labels/0.png')
+    for i in (1, 2, 3):
+        write_label(root / f'labels/{i}.png', (0, 255))
+    with pytest.raises(UserError, match=r'32 values \(such as in .*0\.png\), most of them few pixels'):
+        read_segmentation(root)
+
+
 def test_broken_labels_and_none(tmp_path):
     root = labels_folder(tmp_path)
     (root / 'labels/0.png').write_bytes(b'no image')
