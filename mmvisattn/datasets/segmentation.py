@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -111,8 +112,10 @@ def find_pairs(root: Path, files: list[Path], notes: list[str]) -> dict[str, lis
     """
     pictures = [path for path in files if is_image(path) or path.suffix.lower() == '.gif']
     pictures = [path for path in pictures if 'SegmentationObject' not in path.parts]
-    labels = [path for path in pictures if _in_label_folder(path, root)]
-    images = [path for path in pictures if not _in_label_folder(path, root)]
+    # Folders around all of them say nothing.
+    base = Path(os.path.commonpath([path.parent for path in pictures])) if pictures else root
+    labels = [path for path in pictures if _in_label_folder(path, base)]
+    images = [path for path in pictures if not _in_label_folder(path, base)]
     if not labels:  # side by side in one folder
         stems = Counter(path.with_suffix('') for path in pictures)
         labels = [
@@ -125,16 +128,16 @@ def find_pairs(root: Path, files: list[Path], notes: list[str]) -> dict[str, lis
         images = [path for path in pictures if path not in set(labels)]
     by_key: dict[tuple, list[Path]] = defaultdict(list)
     for label in labels:
-        by_key[_key(label, root)].append(label)
-    if images and not any(_key(image, root) in by_key for image in images):
+        by_key[_key(label, base)].append(label)
+    if images and not any(_key(image, base) in by_key for image in images):
         # Folders of other names: the stems alone.
         by_key = defaultdict(list)
         for label in labels:
-            by_key[(), _key(label, root)[1]].append(label)
-        keys: dict[Path, tuple] = {image: ((), _key(image, root)[1]) for image in images}
+            by_key[(), _key(label, base)[1]].append(label)
+        keys: dict[Path, tuple] = {image: ((), _key(image, base)[1]) for image in images}
     else:
-        keys = {image: _key(image, root) for image in images}
-    lists = _split_lists(root, files)
+        keys = {image: _key(image, base) for image in images}
+    lists = _split_lists({root, base}, files)
     pairs: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
     without, used = [], set()
     outside = 0
@@ -146,7 +149,7 @@ def find_pairs(root: Path, files: list[Path], notes: list[str]) -> dict[str, lis
         label = _choose(of_image, image)
         used.update(of_image)
         if lists:
-            splits = [name for name, stems in lists.items() if image.stem in stems or _key(image, root)[1] in stems]
+            splits = [name for name, stems in lists.items() if image.stem in stems or _key(image, base)[1] in stems]
             outside += not splits
         else:
             splits = [split_of_path(image, root) or split_of_path(label, root) or 'all']
@@ -174,7 +177,13 @@ def find_pairs(root: Path, files: list[Path], notes: list[str]) -> dict[str, lis
 
 
 def _in_label_folder(path: Path, root: Path) -> bool:
-    return any(LABEL_WORDS.search(part.lower()) for part in path.relative_to(root).parts[:-1])
+    """Whether the innermost folder that speaks of images or labels speaks of labels."""
+    for part in reversed(path.relative_to(root).parts[:-1]):
+        if LABEL_WORDS.search(part.lower()):
+            return True
+        if IMAGE_WORDS.search(part.lower()):
+            return False
+    return False
 
 
 def _ending(stem: str) -> str:
@@ -205,13 +214,13 @@ def _choose(labels: list[Path], image: Path) -> Path:
     return labels[0]
 
 
-def _split_lists(root: Path, files: list[Path]) -> dict[str, set[str]]:
+def _split_lists(roots: set[Path], files: list[Path]) -> dict[str, set[str]]:
     """Stems of the images of each split, from ``ImageSets/Segmentation`` or from lists in the folder itself."""
     lists = {}
     for path in files:
         inside = 'ImageSets' in path.parts and path.parent.name != 'Main'
         name = split_of(path.stem)
-        if path.suffix == '.txt' and (inside or path.parent == root) and name and path.stem.lower() != 'trainval':
+        if path.suffix == '.txt' and (inside or path.parent in roots) and name and path.stem.lower() != 'trainval':
             lists[name] = {Path(line.split()[0]).stem for line in read_names(path)}
     return lists if 'train' in lists or 'val' in lists else {}
 

@@ -1,7 +1,8 @@
 """Pascal VOC's layout: XML files in ``Annotations``, images in ``JPEGImages``, splits in ``ImageSets/Main``."""
 
+import os
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import UserError
@@ -32,20 +33,22 @@ def read_voc(root: Path, files: list[Path], xml: list[Path], notes: list[str]) -
     Raises:
         UserError: If a file is broken, or none has its image.
     """
-    images: dict[str, Path] = {}
+    images: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if is_image(path):
-            images.setdefault(path.stem, path)
+            images[path.stem].append(path)
     counts: Counter[str] = Counter()
     records: list[dict] = []
     objects: list[list[tuple]] = []
     for path in xml:
         record, boxes = _read(path, counts)
-        image = images.get(path.stem) or images.get(Path(record.pop('name')).stem)
+        named = images.get(path.stem) or images.get(Path(record.pop('name')).stem)
         record.pop('name', None)
-        if image is None:
+        if not named:
             counts['without an image'] += 1
             continue
+        # Of several of the name, as in folders of splits or years, the one that lies nearest.
+        image = max(named, key=lambda image: len(os.path.commonpath([image, path])))
         if not record:
             head = read_head(image)
             record = dict(zip(('width', 'height'), head.shown)) if head else {}
@@ -125,23 +128,29 @@ def _class_names(root: Path, files: list[Path], used: set[str], notes: list[str]
 
 def _splits(root: Path, files: list[Path], records: list[dict], notes: list[str]) -> dict[str, list[dict]]:
     """The images of each split: by ``ImageSets/Main``, else by the folders' names, else all in one."""
-    by_stem = {record['xml'].stem: record for record in records}
-    lists = {
-        path.stem.lower(): path
-        for path in files
-        if path.suffix == '.txt' and 'ImageSets' in path.parts and path.parent.name != 'Segmentation'
-    }
+    by_stem: dict[str, list[dict]] = defaultdict(list)
+    for record in records:
+        by_stem[record['xml'].stem].append(record)
+    lists: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        if path.suffix == '.txt' and 'ImageSets' in path.parts and path.parent.name != 'Segmentation':
+            lists[path.stem.lower()].append(path)
     splits: dict[str, list[dict]] = {}
     for name in ('train', 'val', 'test', 'trainval'):
         if name not in lists or name == 'trainval' and 'train' in splits:
             continue
-        names = [line.split()[0] for line in read_names(lists[name])]
-        found = [by_stem[stem] for stem in dict.fromkeys(names) if stem in by_stem]
-        if len(found) < len(set(names)):
-            lost = [stem for stem in names if stem not in by_stem]
-            notes.append(f'{name}: {count(len(lost), "name")} of {lists[name].name} without XML ({listed(lost, 3)})')
+        found, lost = {}, []
+        for path in lists[name]:  # one for each year
+            for stem in (line.split()[0] for line in read_names(path)):
+                if stem in by_stem:
+                    record = max(by_stem[stem], key=lambda record: len(os.path.commonpath([record['xml'], path])))
+                    found[record['id']] = dict(record)
+                else:
+                    lost.append(stem)
+        if lost:
+            notes.append(f'{name}: {count(len(lost), "name")} of {name}.txt without XML ({listed(lost, 3)})')
         if found:
-            splits['train' if name == 'trainval' else name] = [dict(record) for record in found]
+            splits['train' if name == 'trainval' else name] = list(found.values())
     if not splits:
         for record in records:
             name = split_of_path(Path(root, record['file_name']), root) or split_of_path(record['xml'], root) or 'all'

@@ -145,6 +145,8 @@ LAYOUTS = {
     'camvid 2': ('{split}/a.png', '{split}_labels/a_L.png'),
     'suffixes': ('images/{split}/a_image.jpg', 'labels/{split}/a_mask.png'),
     'cityscapes': ('leftImg8bit/{split}/ulm/a_leftImg8bit.png', 'gtFine/{split}/ulm/a_gtFine_labelTrainIds.png'),
+    'folders around': ('segmentation_data/images/{split}/a.jpg', 'segmentation_data/masks/{split}/a.png'),
+    'labels inside': ('my_labels/{split}/images/a.jpg', 'my_labels/{split}/gt/a.png'),
     'side by side': ('{split}/a.jpg', '{split}/a.png'),
     'side by side, named': ('{split}/a.png', '{split}/a_mask.png'),
 }

@@ -89,3 +89,20 @@ def test_broken_files_are_named(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error_info:
         read_detection(root)
     assert '1.xml' in str(error_info.value)
+
+
+def test_years_side_by_side(tmp_path):
+    voc_folder(tmp_path / 'VOCdevkit/VOC2007')
+    voc_folder(tmp_path / 'VOCdevkit/VOC2012', count=5)
+    data = read_detection(tmp_path)
+    assert {name: len(split.images) for name, split in data.splits.items()} == {'train': 7, 'val': 2}
+    names = [image['file_name'] for split in data.splits.values() for image in split.images]
+    assert len(set(names)) == 9  # of equal names each year has its own
+
+
+def test_folders_of_splits(tmp_path):
+    for split in ('train', 'val'):
+        voc_folder(tmp_path / split, count=2, lists=False)
+    data = read_detection(tmp_path)
+    for name, split in data.splits.items():
+        assert {image['file_name'] for image in split.images} == {f'{name}/JPEGImages/{i}.jpg' for i in range(2)}
