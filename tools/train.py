@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = cli.build_runner(cfg)
         check_runner(runner, *loaders)
         if args.data:
-            print(f'the resolved config: {Path(cfg.work_dir, Path(cfg.filename).name)}')
+            runner.logger.info(f'the resolved config: {Path(cfg.work_dir, Path(cfg.filename).name)}')
         runner.train()
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..registry import type_name
 from . import recipe
 from .description import DetectionData, SegmentationData, distinct_palette
-from .files import listed
+from .files import count, listed
 from .reading import VAL_SHARE, read_detection, read_segmentation
 from .recipe import Choices, dicts
 from .tables import class_weights, detection_table, segmentation_table
@@ -85,7 +85,10 @@ def use_folder(
 def print_report(data: DetectionData | SegmentationData, choices: Choices) -> None:
     """Print what was found and chosen, a line each, and the table of the classes."""
     detection = isinstance(data, DetectionData)
-    print(f'data: {data.root}: {data.format} {"annotations" if detection else "labels"}, {len(data.classes)} classes')
+    print(
+        f'data: {data.root}: {data.format} {"annotations" if detection else "labels"}, '
+        + count(len(data.classes), 'class', 'classes')
+    )
     for note in [*data.notes, *choices.lines]:
         print(f'data: {note}')
     print(detection_table(data) if isinstance(data, DetectionData) else segmentation_table(data))
@@ -264,12 +267,12 @@ def _read_stored_orientation(cfg: Config, ignore: bool) -> None:
                 step['color_type'] = 'color_ignore_orientation'
 
 
-def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> None:
+def set_num_classes(model: dict, number: int, choices: Choices | None = None) -> None:
     """Set the number of classes in every head, nested ones included; a region proposal network keeps its one.
 
     Args:
         model (dict): The model's config, changed in place.
-        count (int): The number of classes.
+        number (int): The number of classes.
         choices (Choices, optional): Gets a line.
 
     Raises:
@@ -294,13 +297,13 @@ def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> 
             for part in dicts(node):
                 if isinstance(weights := part.get('class_weight'), list | tuple):
                     # The last one is of "no object" where there is one more than classes.
-                    part['class_weight'] = [1.0] * count + [weights[-1]] if len(weights) != old else None
+                    part['class_weight'] = [1.0] * number + [weights[-1]] if len(weights) != old else None
             if 'num_things_classes' in node:
-                node.update(num_things_classes=count, num_stuff_classes=0)
+                node.update(num_things_classes=number, num_stuff_classes=0)
             if 'num_classes' in node:
-                node['num_classes'] = count
+                node['num_classes'] = number
             if node.get('out_channels') == old:  # of some heads it is the width of the features
-                node['out_channels'] = count
+                node['out_channels'] = number
             heads.append(path)
         for key, child in node.items():
             if key not in ('backbone', 'rpn_head', 'data_preprocessor', 'neck'):
@@ -310,4 +313,4 @@ def set_num_classes(model: dict, count: int, choices: Choices | None = None) -> 
     if not heads:
         raise UserError('no head in `model` has `num_classes`; write it into the config, so that it can be set')
     if choices:
-        choices.tell(f'{count} classes in {listed(heads, 8)}')
+        choices.tell(f'{count(number, "class", "classes")} in {listed(heads, 8)}')

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from ..errors import UserError
 from ..registry import type_name
+from .files import count
 
 MOST_ENLARGED = 2.0  # times, to which the scale of a config may enlarge the median image
 LEAST_ITERS = 2000
@@ -211,18 +212,19 @@ def set_schedule(cfg: Config, images: int, choices: Choices) -> None:
     batch = cfg.train_dataloader.get('batch_size', 1) * processes()
     an_epoch = max(math.ceil(images / batch), 1)
     old = train[key]
-    if not choices.free(f'train_cfg.{key}'):
+    free = choices.free(f'train_cfg.{key}')
+    if not free:
         new = old
     elif by_epoch:
         new = max(old, min(math.ceil(LEAST_ITERS / an_epoch), MOST_EPOCHS))
     else:
         new = min(old, max(LEAST_ITERS, ENOUGH_EPOCHS * an_epoch))
     iters = new * an_epoch if by_epoch else new
-    why = f'{images} images by {batch} are {an_epoch} iterations an epoch'
+    why = f'{count(images, "image")} by {batch} are {count(an_epoch, "iteration")} an epoch'
     change = f'in place of {old}' if new != old else 'as in the config'
-    unit = 'epochs' if by_epoch else 'iterations'
-    choices.tell(f'{new} {unit} {change}: {why}, {iters} iterations in all (train_cfg.{key})')
-    if new != old:
+    unit = 'epoch' if by_epoch else 'iteration'
+    choices.tell(f'{count(new, unit)} {change}: {why}, {iters} iterations in all (train_cfg.{key})')
+    if new != old or not free:
         train[key] = new
         train.pop('dynamic_intervals', None)
         interval = max(round(new / 12), 1) if by_epoch else max(new // 10, 1)

@@ -82,6 +82,7 @@ def test_length_of_a_training_in_epochs():
     options = {'train_cfg.max_epochs': 24}  # the rates follow what the user sets, too
     cfg = detector(**options)
     recipe.set_schedule(cfg, 100_000, recipe.Choices(options))
+    assert cfg.default_hooks.checkpoint.interval == 2
     assert cfg.train_cfg.max_epochs == 24 and cfg.param_scheduler[1].milestones == [16, 22]
     cfg = detector()
     recipe.set_schedule(cfg, 100_000, recipe.Choices())
