@@ -20,7 +20,6 @@ from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
@@ -292,15 +291,14 @@ def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
 
 
 def use_data(
-    cfg: Config, args: argparse.Namespace, checkpoint: str | None = None, *, training: bool = False
+    cfg: Config, args: argparse.Namespace, checkpoint: str | None = None
 ) -> 'DetectionData | SegmentationData | None':
     """Let a config use the folder of ``--data``, where one is given.
 
     Args:
         cfg (Config): The config, changed in place.
         args (argparse.Namespace): Arguments of :func:`add_data_arguments` and ``cfg_options``.
-        checkpoint (str, optional): A trained model; its names of classes give the order of the labels.
-        training (bool): Whether the recipe is to follow from the data. Defaults to False.
+        checkpoint (str, optional): A trained model, for a test; classes, sizes and anchors are those of its training.
 
     Returns:
         DetectionData | SegmentationData | None: What was found, or None without ``--data``.
@@ -311,7 +309,7 @@ def use_data(
     share = val_share(args)
     if args.data is None:
         return None
-    from .datasets.configure import use_folder
+    from .datasets.configure import Trained, use_folder
 
     return use_folder(
         cfg,
@@ -319,8 +317,7 @@ def use_data(
         args.cfg_options,
         zero_label=args.zero_label,
         val_share=share,
-        classes=class_names(checkpoint) if checkpoint else None,
-        training=training,
+        trained=Trained.of(checkpoint) if checkpoint else None,
     )
 
 
@@ -339,14 +336,6 @@ def val_share(args: argparse.Namespace) -> float:
     if args.val_share is not None and not 0 < args.val_share < 1:
         raise UserError(f'--val-share {args.val_share}: give a share above 0 and below 1')
     return VAL_SHARE if args.val_share is None else args.val_share
-
-
-def class_names(checkpoint: str) -> list[str] | None:
-    """The names of the classes that a checkpoint of mmengine holds, or None where it holds none."""
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    meta = content.get('meta') if isinstance(content, dict) else None
-    names = ((meta or {}).get('dataset_meta') or {}).get('classes') or (meta or {}).get('CLASSES')
-    return [str(name) for name in names] if isinstance(names, tuple | list) else None
 
 
 # The runner

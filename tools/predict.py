@@ -10,9 +10,10 @@ from typing import Any
 
 from mmvisattn import cli
 from mmvisattn.datasets import read_detection, read_segmentation
-from mmvisattn.datasets.configure import set_num_classes
+from mmvisattn.datasets.configure import Trained, set_num_classes
 from mmvisattn.datasets.description import distinct_palette
 from mmvisattn.datasets.files import IMAGE_SUFFIXES, read_head
+from mmvisattn.datasets.recipe import Choices
 from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
 from mmvisattn.inference import CocoResults, Prediction, predict_sliced, save_labels
@@ -142,7 +143,8 @@ def use_data(cfg: Config, args: argparse.Namespace) -> tuple[list[str], list[str
         return args.images, None
     if args.images:
         raise UserError(f'--data gives the pictures of its folder, and {args.images[0]!r} is another; give one of them')
-    names = cli.class_names(args.checkpoint)
+    trained = Trained.of(args.checkpoint)
+    names, choices = trained.classes, Choices(args.cfg_options)
     share = cli.val_share(args)
     if cfg.default_scope == 'mmseg':
         labels = read_segmentation(args.data, args.zero_label, share, names)
@@ -154,6 +156,10 @@ def use_data(cfg: Config, args: argparse.Namespace) -> tuple[list[str], list[str
         split = next(data.splits[name] for name in ('test', 'val') if name in data.splits)
         images = [str(Path(split.image_root, image['file_name'])) for image in split.images]
     set_num_classes(cfg.model, len(data.classes))
+    trained.hand_over(cfg, choices)
+    cfg.merge_from_dict(args.cfg_options or {})
+    for line in [*data.notes, *choices.lines]:
+        print(f'data: {line}', file=sys.stderr)
     if data.ignore_orientation:
         innermost_dataset(cfg).pipeline[0]['color_type'] = 'color_ignore_orientation'
     return images, data.classes

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.check_file(cfg.load_from, 'checkpoint')
     loaders = ['train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else [])]
     with cli.no_half_written(cfg.work_dir):
-        cli.use_data(cfg, args, training=True)
+        cli.use_data(cfg, args)
         cli.check_data(cfg, *loaders)
         runner = cli.build_runner(cfg)
         check_runner(runner, *loaders)

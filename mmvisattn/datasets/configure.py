@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..checkpoint.settings import read_settings
 from ..errors import UserError
 from ..registry import type_name
 from . import recipe
@@ -30,7 +32,40 @@ MASK_MODELS = (
     'YOLACT',
     'QueryInst',
 )
+SETTINGS = ('model', 'test_dataloader', 'tta_pipeline')
 LOADERS = {'train': 'train_dataloader', 'val': 'val_dataloader', 'test': 'test_dataloader'}
+
+
+@dataclass
+class Trained:
+    """What a checkpoint of mmengine tells of its training.
+
+    Args:
+        classes (list[str] | None): Names of the classes.
+        settings (dict): ``model``, ``test_dataloader`` and ``tta_pipeline`` of the config, as far as they are read.
+    """
+
+    classes: list[str] | None
+    settings: dict
+
+    @classmethod
+    def of(cls, checkpoint: str) -> 'Trained':
+        """Read a checkpoint's file."""
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        meta = (content.get('meta') if isinstance(content, dict) else None) or {}
+        # The upper case is that of the toolboxes' earlier versions.
+        names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+        text = meta.get('cfg')
+        settings = read_settings(text, SETTINGS) if isinstance(text, str) else {}
+        return cls([str(name) for name in names] if isinstance(names, tuple | list) else None, settings)
+
+    def hand_over(self, cfg: Config, choices: Choices) -> None:
+        """Let a config of a test have the sizes and anchors of the training."""
+        if 'model' not in self.settings:
+            choices.tell(
+                'the checkpoint does not say how it was trained: image scale and anchors are those of the config'
+            )
+        recipe.follow_training(cfg, self.settings, choices)
 
 
 def use_folder(
@@ -40,8 +75,7 @@ def use_folder(
     *,
     zero_label: str | None = None,
     val_share: float = VAL_SHARE,
-    classes: Sequence[str] | None = None,
-    training: bool = True,
+    trained: 'Trained | None' = None,
 ) -> DetectionData | SegmentationData:
     """Let a config train, validate and test on a folder of the user's, and print what was found and chosen.
 
@@ -53,8 +87,8 @@ def use_folder(
         cfg_options (dict, optional): What the user has set, which is left as it is.
         zero_label (str, optional): What label 0 is, ``class`` or ``void``. Defaults to what the data say.
         val_share (float): Share for validation where the folder has no split. Defaults to 0.2.
-        classes (Sequence[str], optional): Names that a trained model knows. Defaults to those of the folder.
-        training (bool): Whether the recipe is to follow from the data. Defaults to True.
+        trained (Trained, optional): The model to be tested, whose classes, sizes and anchors are taken. Defaults to
+            none: they follow from the data, as the recipe does.
 
     Returns:
         DetectionData | SegmentationData: What was found.
@@ -64,6 +98,7 @@ def use_folder(
     """
     choices = Choices(cfg_options)
     cache = Path(cfg.work_dir, 'data').resolve()
+    classes, training = trained.classes if trained else None, trained is None
     if cfg.default_scope == 'mmseg':
         labels = read_segmentation(folder, zero_label, val_share, classes)
         _configure_segmentation(cfg, labels, cache, choices, training)
@@ -75,6 +110,8 @@ def use_folder(
         objects = read_detection(folder, with_masks, val_share, classes)
         _configure_detection(cfg, objects, cache, choices, with_masks, training)
         data = objects
+    if trained:
+        trained.hand_over(cfg, choices)
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     if int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) == 0:

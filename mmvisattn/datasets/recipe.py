@@ -196,6 +196,38 @@ def _anchor_generators(node: object, path: str) -> Iterator[tuple[str, dict]]:
             yield from _anchor_generators(child, f'{path}.{i}')
 
 
+def follow_training(cfg: Config, trained: dict, choices: Choices) -> None:
+    """Take over the sizes and anchors that a training has chosen: with others the model would find other things.
+
+    Args:
+        cfg (Config): The config of a test, changed in place.
+        trained (dict): ``model``, ``test_dataloader`` and ``tta_pipeline`` of the training's config.
+        choices (Choices): Gets a line for each that differs.
+    """
+
+    def visit(own: Any, theirs: Any, path: str) -> None:
+        if isinstance(own, dict) and isinstance(theirs, dict):
+            for key in own.keys() & theirs.keys():
+                if key in (*SIZE_KEYS, 'octave_base_scale') and _plain(own[key]) != _plain(theirs[key]):
+                    choices.tell(
+                        f'{path}.{key} {theirs[key]} in place of {own[key]}, as in the training of the checkpoint'
+                    )
+                    own[key] = theirs[key]
+                else:
+                    visit(own[key], theirs[key], f'{path}.{key}')
+        elif isinstance(own, list | tuple) and isinstance(theirs, list | tuple) and len(own) == len(theirs):
+            for i, (mine, other) in enumerate(zip(own, theirs)):
+                visit(mine, other, f'{path}.{i}')
+
+    for name in ('model', 'test_dataloader', 'tta_pipeline'):
+        visit(cfg.get(name), trained.get(name), name)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists alike."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def set_schedule(cfg: Config, images: int, choices: Choices) -> None:
     """The length of the training by the number of images, with the schedules of rates in proportion.
 

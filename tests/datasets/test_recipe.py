@@ -139,3 +139,18 @@ def test_when_all_are_filtered_away():
         UserError, match=r'all 2 images of training are filtered away: 1 have no objects .* 1 have a side'
     ):
         recipe.check_filter(cfg, [(64, 48, False), (64, 16, True)], recipe.Choices())
+
+
+def test_a_test_follows_the_training():
+    cfg, trained = detector(), detector()
+    recipe.set_image_scale(trained, [(128, 128)], recipe.Choices())
+    recipe.set_anchors(trained, np.full((9, 2), 12.0), 1.0, recipe.Choices())
+    choices = recipe.Choices()
+    recipe.follow_training(cfg, trained.to_dict(), choices)
+    assert cfg.model == trained.model and cfg.test_dataloader == trained.test_dataloader
+    assert 'model.bbox_head.anchor_generator.scales [4.0] in place of [8], as in the training' in '\n'.join(
+        choices.lines
+    )
+    again = recipe.Choices()
+    recipe.follow_training(cfg, trained.to_dict(), again)
+    assert not again.lines

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--number {args.number}: give at least 1')
     cfg = cli.load_config(args.config, args.cfg_options)
     cfg.work_dir = args.out_dir
-    cli.use_data(cfg, args, training=True)
+    cli.use_data(cfg, args)
     cli.check_data(cfg, f'{args.split}_dataloader')
     init_default_scope(cfg.default_scope)
     random.seed(args.seed)

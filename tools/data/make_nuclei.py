@@ -11,7 +11,8 @@ They are cut into tiles of 128×128 pixels, with the values from the 1st to the 
     OUT/voc/{JPEGImages,Annotations,ImageSets/Main}   boxes
     OUT/yolo/{images,labels}/{train,val}, data.yaml   boxes
     OUT/masks/{images,masks}                          0 and 255
-    OUT/nuclei.tif                                    the whole picture as it is, of 16 bits
+    OUT/nuclei.png                                    the whole picture, stretched
+    OUT/nuclei.tif                                    as it came, of 16 bits
 """
 
 import argparse
@@ -153,6 +154,7 @@ def write_set(wheel: str, out: Path) -> int:
     write_coco(out / 'coco', tiles)
     write_voc(out / 'voc', tiles)
     write_yolo(out / 'yolo', tiles)
+    Image.fromarray(picture).save(out / 'nuclei.png')
     (out / 'nuclei.tif').write_bytes(original)
     return len(tiles)
 
