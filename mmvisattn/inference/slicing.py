@@ -66,7 +66,7 @@ def tiles(width: int, height: int, side: int, overlap: float) -> Iterator[Tile]:
 def predict_sliced(
     predict: Callable[[np.ndarray], Any], picture: np.ndarray, side: int, overlap: float, score_thr: float
 ) -> Prediction:
-    """The prediction of a picture by tiles; objects are also looked for in the whole, as some are larger than a tile.
+    """The prediction of a picture by tiles, and from the whole, made small, of the objects that are larger than a tile.
 
     Args:
         predict (Callable[[np.ndarray], Any]): Gives the data sample of a picture (H, W, 3).
@@ -91,7 +91,7 @@ def predict_sliced(
         return Prediction(_merge_labels(zip(parts, samples), first, width, height))
     whole = Tile(0, 0, width, height)
     pairs = [(whole, predict(picture)), *zip(parts, samples)]
-    return _merge_objects(pairs, width, height, score_thr)
+    return _merge_objects(pairs, width, height, score_thr, side)
 
 
 def _merge_labels(pairs: Any, first: Any, width: int, height: int) -> Any:
@@ -111,13 +111,15 @@ def _merge_labels(pairs: Any, first: Any, width: int, height: int) -> Any:
     return merged
 
 
-def _merge_objects(pairs: list[tuple[Tile, Any]], width: int, height: int, score_thr: float) -> Prediction:
+def _merge_objects(pairs: list[tuple[Tile, Any]], width: int, height: int, score_thr: float, side: int) -> Prediction:
     from mmcv.ops import batched_nms
 
     boxes, scores, labels, cut, masks = [], [], [], [], []
     for tile, sample in pairs:
         found = sample.pred_instances.cpu()
         found = found[found.scores >= score_thr]
+        if tile.right - tile.left > side or tile.bottom - tile.top > side:
+            found = found[(found.bboxes[:, 2:] - found.bboxes[:, :2]).amax(1) > side]
         own = found.bboxes
         edges = own.new_tensor([tile.left > 0, tile.top > 0, tile.right < width, tile.bottom < height]).bool()
         distance = (own - own.new_tensor([0, 0, tile.right - tile.left, tile.bottom - tile.top])).abs()

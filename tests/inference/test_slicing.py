@@ -49,14 +49,14 @@ def scene() -> np.ndarray:
 
 
 def test_objects_are_found_once_and_whole():
-    prediction = predict_sliced(objects, scene(), 40, 0.25, 0.3)
+    prediction = predict_sliced(objects, scene(), 60, 0.5, 0.3)
     found = sorted(tuple(map(int, box)) for box in prediction.sample.pred_instances.bboxes.tolist())
     assert found == sorted(RECTANGLES)
     assert prediction.sample.ori_shape == (60, 100)
 
 
 def test_masks_stay_as_large_as_their_tile():
-    prediction = predict_sliced(lambda part: objects(part, masks=True), scene(), 40, 0.25, 0.3)
+    prediction = predict_sliced(lambda part: objects(part, masks=True), scene(), 60, 0.5, 0.3)
     assert len(prediction.masks) == len(RECTANGLES)
     for box, (tile, mask) in zip(prediction.sample.pred_instances.bboxes.tolist(), prediction.masks):
         full = np.zeros((60, 100), bool)
