@@ -70,8 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--slice',
         type=int,
         metavar='SIDE',
-        help='cut pictures of more than SIDE pixels into overlapping tiles, for small objects in large ones; an object as '
-        'large as the overlap is whole in one of them',
+        help='cut pictures of more than SIDE pixels into overlapping tiles, for small objects in large ones; an object '
+        'as large as the overlap is whole in one of them',
     )
     parser.add_argument(
         '--overlap',
