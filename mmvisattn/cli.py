@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -23,6 +23,9 @@ from mmengine.runner import Runner
 
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
+
+if TYPE_CHECKING:
+    from .datasets import DetectionData, SegmentationData
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}  # scope: name of the package
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -84,6 +87,27 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help='settings that replace those of the config, such as `model.backbone.arch=b24`; lists as '
         'key="[a,b]" or key=a,b without spaces. A key that the config lacks is added, unless it is nearly '
         'the name of one that is there, or begins with a name that no config knows',
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and what belongs to it."""
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='your own data in place of those of the config: COCO, Pascal VOC or YOLO for a detector, images and '
+        'labels in parallel folders for a segmentor; classes, datasets, metrics and recipe follow from them',
+    )
+    parser.add_argument(
+        '--val-share',
+        type=float,
+        metavar='SHARE',
+        help='share of the images of --data for validation, where the folder has no split; default: 0.2',
+    )
+    parser.add_argument(
+        '--zero-label',
+        choices=['class', 'void'],
+        help='what label 0 (black) in the files of --data is, for a segmentor; default: what the data say',
     )
 
 
@@ -264,6 +288,54 @@ def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
             yield from _datasets(child, f'{path}.datasets.{i}')
     else:
         yield path, node
+
+
+def use_data(
+    cfg: Config, args: argparse.Namespace, checkpoint: str | None = None
+) -> 'DetectionData | SegmentationData | None':
+    """Let a config use the folder of ``--data``, where one is given.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (argparse.Namespace): Arguments of :func:`add_data_arguments` and ``cfg_options``.
+        checkpoint (str, optional): A trained model, for a test; classes, sizes and anchors are those of its training.
+
+    Returns:
+        DetectionData | SegmentationData | None: What was found, or None without ``--data``.
+
+    Raises:
+        UserError: If the folder does not hold what the config needs.
+    """
+    share = val_share(args)
+    if args.data is None:
+        return None
+    from .datasets.configure import Trained, use_folder
+
+    return use_folder(
+        cfg,
+        args.data,
+        args.cfg_options,
+        zero_label=args.zero_label,
+        val_share=share,
+        trained=Trained.of(checkpoint) if checkpoint else None,
+    )
+
+
+def val_share(args: argparse.Namespace) -> float:
+    """The share of ``--val-share`` or its default.
+
+    Raises:
+        UserError: If a flag about ``--data`` is given without it, or the share is none.
+    """
+    from .datasets.reading import VAL_SHARE
+
+    given = {'--val-share': args.val_share, '--zero-label': args.zero_label}
+    if args.data is None:
+        if alone := [flag for flag, value in given.items() if value is not None]:
+            raise UserError(f'{alone[0]} is about the folder of --data, and there is none; add --data FOLDER')
+    if args.val_share is not None and not 0 < args.val_share < 1:
+        raise UserError(f'--val-share {args.val_share}: give a share above 0 and below 1')
+    return VAL_SHARE if args.val_share is None else args.val_share
 
 
 # The runner

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 from mmvisattn import cli
+from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
 
 from mmengine.config import Config, ConfigDict
@@ -28,6 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows each; default: 2')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    cli.add_data_arguments(parser)
     cli.add_runner_arguments(parser)
     return parser.parse_args(argv)
 
@@ -103,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file(args.checkpoint, 'checkpoint')
     cfg.load_from = args.checkpoint
     cfg.resume = False
+    with cli.no_half_written(cfg.work_dir):
+        cli.use_data(cfg, args, args.checkpoint)
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.tta:
@@ -111,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_predictions(cfg, args.out)
     cli.check_data(cfg, 'test_dataloader')
     with cli.no_half_written(cfg.work_dir, args.show_dir, args.out):
-        cli.build_runner(cfg).test()
+        runner = cli.build_runner(cfg)
+        check_runner(runner, 'test_dataloader')
+        runner.test()
 
 
 if __name__ == '__main__':

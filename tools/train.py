@@ -2,13 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmvisattn import cli
+from mmvisattn.checkpoint.loading import weights_of
+from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
 from mmvisattn.registry import type_name
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.runner.checkpoint import CheckpointLoader
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,6 +32,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from this checkpoint, or from the latest one in the work directory where none is named',
     )
+    parser.add_argument(
+        '--load-from',
+        metavar='CHECKPOINT',
+        help='start from these weights, of a whole model or of a backbone alone; the log says what they fill',
+    )
+    cli.add_data_arguments(parser)
     cli.add_runner_arguments(parser)
     return parser.parse_args(argv)
 
@@ -52,6 +62,28 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def use_weights(cfg: Config, checkpoint: str) -> None:
+    """Start from the weights of a whole model, or of a backbone alone; the reports of loading say which fit.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        checkpoint (str): The file.
+    """
+    cli.check_file(checkpoint, 'checkpoint')
+    names = weights_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
+    backbone = cfg.model.backbone
+    if any(name.startswith('backbone.') for name in names):
+        cfg.load_from = checkpoint
+        backbone.pop('init_cfg', None)
+        print(f'--load-from: {checkpoint} is of a whole model, `load_from`; `model.backbone.init_cfg` is not read')
+    else:
+        cfg.load_from = None
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+        print(f'--load-from: {checkpoint} is of a backbone alone, `model.backbone.init_cfg`')
+    if 'pretrained' in cfg.model:
+        cfg.model.pretrained = None
+
+
 @cli.one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
@@ -69,11 +101,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.load_from:
+        if args.resume:
+            raise UserError('--resume goes on with a training and --load-from begins one; give one of them')
+        use_weights(cfg, args.load_from)
     if cfg.get('load_from'):
         cli.check_file(cfg.load_from, 'checkpoint')
-    cli.check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else []))
+    loaders = ['train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else [])]
     with cli.no_half_written(cfg.work_dir):
-        cli.build_runner(cfg).train()
+        cli.use_data(cfg, args)
+        cli.check_data(cfg, *loaders)
+        runner = cli.build_runner(cfg)
+        check_runner(runner, *loaders)
+        if args.data:
+            runner.logger.info(f'the resolved config: {Path(cfg.work_dir, Path(cfg.filename).name)}')
+        runner.train()
 
 
 if __name__ == '__main__':

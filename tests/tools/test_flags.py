@@ -42,6 +42,7 @@ def train(monkeypatch, process_group):
     monkeypatch.setattr(Config, 'pretty_text', '')  # its formatting takes longer than all the rest
     monkeypatch.setattr(Runner, 'train', lambda runner: runners.append(runner))
     monkeypatch.setattr(cli, 'check_data', lambda *args: None)
+    monkeypatch.setattr(tool, 'check_runner', lambda *args: None)
     # One process over gloo, which is told that there is a GPU for mixed precision.
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -135,3 +138,58 @@ def test_predict_keeps_the_traceback_of_what_is_no_fault_of_the_picture(seg, tmp
     assert ended.value.code == 1
     told = capsys.readouterr().err
     assert 'Traceback' in told and f'{image} is not drawn: AssertionError, see above' in told
+
+
+def test_predict_patterns_videos_and_tiles(trained, tmp_path, capsys):
+    frame = cv2.imread(str(next(trained.images.iterdir())))
+    height, width = frame.shape[:2]
+    video = cv2.VideoWriter(str(tmp_path / 'drive.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 5, (width, height))
+    for _ in range(2):
+        video.write(frame)
+    video.release()
+    (tmp_path / 'deep/er').mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / 'deep/er/large.png'), np.tile(frame, (2, 2, 1)))
+    detector = trained.config.stem == 'tiny-retinanet'
+    out = tmp_path / ('found.json' if detector else 'labels')
+    options = ['--cfg-options', 'model.test_cfg.max_per_img=5'] if detector else []
+    run_tool(
+        *('predict', tmp_path / 'drive.avi', f'{tmp_path}/deep/**/*.png', trained.config, trained.checkpoint),
+        *('--out-dir', tmp_path / 'drawn', '--out', out, '--slice', 128, '--score-thr', 0.01, *options),
+    )
+    drawn = cv2.VideoCapture(str(tmp_path / 'drawn/drive.mp4'))
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (2, 5)
+    assert cv2.imread(str(tmp_path / 'drawn/large.png')).shape == (2 * height, 2 * width, 3)
+    if detector:
+        images = json.loads(out.read_text())['images']
+        assert [Path(image['file_name']).name for image in images] == [
+            'drive-000000.png',
+            'drive-000001.png',
+            'large.png',
+        ]
+    else:
+        assert sorted(path.name for path in out.iterdir()) == ['drive-000000.png', 'drive-000001.png', 'large.png']
+        assert np.asarray(Image.open(out / 'large.png')).shape == (2 * height, 2 * width)
+
+
+def test_predict_refuses_what_cannot_be(det, seg, tmp_path, capsys):
+    image = next(det.images.iterdir())
+    for args, words in (
+        ([f'{tmp_path}/*.jpg'], 'no file fits the pattern'),
+        ([image, '--slice', 8], '--slice 8'),
+        ([image, '--overlap', 1], '--overlap 1.0'),
+        ([image, '--out', 'results'], 'name it .json'),
+        ([image, '--data', tmp_path], 'give one of them'),
+        ([], 'no pictures'),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_tool('predict', *args[:1], det.config, det.checkpoint, *args[1:], '--out-dir', tmp_path / 'drawn')
+        assert ended.value.code == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_tool('predict', image, seg.config, seg.checkpoint, '--out', 'labels.json')
+    assert 'name a folder' in capsys.readouterr().err
+
+
+def test_predict_tells_of_a_nearly_black_picture(det, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'deep.png'), np.full((96, 128), 4095, np.uint16))
+    run_tool('predict', tmp_path / 'deep.png', det.config, det.checkpoint, '--out-dir', tmp_path / 'drawn')
+    assert 'of its more than 8 bits a channel the upper 8 are read' in capsys.readouterr().err
