@@ -43,6 +43,7 @@ TOP_LEVEL_KEYS = {
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
 ANSWERED = (UserError, pickle.UnpicklingError)
 MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
+LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
 CLONE = Path(__file__).resolve().parents[1]
 
 P = ParamSpec('P')
@@ -384,6 +385,7 @@ def sole_run(work_dir: str) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
+            LOCKS.remove(lock)
             os.close(lock)
 
 
@@ -401,7 +403,18 @@ def _lock(folder: Path) -> int | None:
                 f'another training writes to {str(folder)!r}: wait for its end, or set --work-dir to another folder'
             ) from None
         return None  # a file system without locks
+    LOCKS.add(descriptor)
     return descriptor
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked process, such as a data loader's worker, which may outlive a killed training by some seconds."""
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+if sys.platform != 'win32':
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def build_runner(cfg: Config) -> Runner:
