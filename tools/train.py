@@ -15,7 +15,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of mmdet's and mmseg's own ``train.py``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs a GPU')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision: float16 on a GPU, bfloat16 on a CPU'
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -42,6 +44,15 @@ def use_amp(cfg: Config) -> None:
         wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
 
 
+def use_bfloat16(cfg: Config) -> None:
+    """On the CPU, mixed precision in bfloat16, which needs no loss scale."""
+    wrapper = cfg.optim_wrapper
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper['type'] = 'mmvisattn.CpuAmpOptimWrapper'
+    print('no GPU: mixed precision is in bfloat16', flush=True)
+
+
 def use_auto_scale_lr(cfg: Config) -> None:
     """Turn on the scaling of the learning rate by the batch size."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -59,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.prepare(args)
     if args.amp:
         use_amp(cfg)
-    if type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
-        raise UserError(
-            'mixed precision (AmpOptimWrapper) needs a GPU, and there is none; leave out --amp, or take '
-            'a config without it'
-        )
+    if type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper':
+        if get_device() == 'cpu':
+            use_bfloat16(cfg)
+        elif get_device() == 'mps':
+            raise UserError(
+                'mixed precision (AmpOptimWrapper) needs a CUDA GPU or the CPU, and this is MPS; leave out --amp, or '
+                'take a config without it'
+            )
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     cli.make_resumable(cfg)

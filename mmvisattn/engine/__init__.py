@@ -1,5 +1,7 @@
 from .checkpoint_report_hook import CheckpointReportHook, report_checkpoint
+from .cpu_amp_optim_wrapper import CpuAmpOptimWrapper
 from .durable_checkpoint_hook import DurableCheckpointHook
+from .finite_hook import FiniteHook
 from .flex_ramp_hook import FlexRampHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .resume_hook import ResumeHook
@@ -7,7 +9,9 @@ from .scheduled_drop_path_hook import ScheduledDropPathHook
 
 __all__ = [
     'CheckpointReportHook',
+    'CpuAmpOptimWrapper',
     'DurableCheckpointHook',
+    'FiniteHook',
     'FlexRampHook',
     'LayerDecayOptimWrapperConstructor',
     'ResumeHook',

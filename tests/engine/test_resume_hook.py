@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from mmvisattn.compat import checkpoint
 from mmvisattn.engine.random_states import get_random_states, set_random_states
+from mmvisattn.errors import UserError
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def build(
         val_dataloader=dict(dataset=dict(type='Noisy'), sampler=dict(type='DefaultSampler', shuffle=False)),
         val_evaluator=dict(type='Score'),
         val_cfg=dict(),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=lr), **(optim_wrapper or {})),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=lr)) | (optim_wrapper or {}),
         param_scheduler=schedule or [],
         randomness=dict(seed=seed),
         default_hooks=dict(
@@ -227,3 +228,93 @@ def test_random_states():
     drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1)]
     set_random_states(states)
     assert drawn == [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1)]
+
+
+COSINE = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=4, convert_to_iter_based=True),
+]
+
+
+def rates(runner):
+    return runner.message_hub.get_scalar('train/lr').data[0].tolist()
+
+
+@pytest.mark.parametrize(
+    'schedules',
+    [
+        lambda length: [COSINE[0], dict(COSINE[1], T_max=length)],
+        lambda length: [dict(type='PolyLR', power=0.9, by_epoch=True, begin=0, end=length)],
+    ],
+    ids=['iterations', 'epochs'],
+)
+def test_resume_with_a_longer_schedule(schedules, tmp_path, told):
+    options = dict(by_epoch=True, seed=1)
+    train(tmp_path / 'short', 4, schedule=schedules(4), **options)
+    whole = train(tmp_path / 'long', 8, schedule=schedules(8), **options)
+    start = dict(load_from=str(tmp_path / 'short/epoch_4.pth'), resume=True)
+    resumed = train(tmp_path / 'resumed', 8, schedule=schedules(8), **options, **start)
+    assert rates(resumed)[-16:] == pytest.approx(rates(whole)[-16:], rel=1e-9)
+    (line,) = told
+    assert 'then, ' in line and 'those of the config are taken' in line
+
+
+def test_resume_with_a_shorter_one_says_that_nothing_is_left(tmp_path, told):
+    train(tmp_path, 4, by_epoch=True, seed=1)
+    train(tmp_path, 3, by_epoch=True, seed=1, resume=True)
+    (line,) = told
+    assert 'epoch 4 of 3: nothing is left to train; set `train_cfg.max_epochs`' in line
+
+
+def test_resume_with_another_batch_size(tmp_path, told):
+    schedule = [dict(COSINE[1], T_max=6)]
+    train(tmp_path / 'then', 4, by_epoch=True, schedule=schedule, seed=1)
+    whole = train(tmp_path / 'whole', 6, by_epoch=True, schedule=schedule, seed=1, batch_size=4, lr=0.02)
+    start = dict(load_from=str(tmp_path / 'then/epoch_4.pth'), resume=True)
+    options = dict(by_epoch=True, schedule=schedule, seed=1, batch_size=4, lr=0.02)
+    resumed = train(tmp_path / 'now', 6, **options, **start)
+    assert resumed.iter == whole.iter == 6 * 3
+    assert rates(resumed)[-6:] == pytest.approx(rates(whole)[-6:], rel=1e-9)
+    assert 'another batch size: 3 then, 4 now' in told[0]
+    assert 'an epoch has 3 batches now: iteration 16 then is 12 now' in told[1]
+    assert 'initial_lr 0.01 then, 0.02 now' in told[2]
+
+
+def test_resume_with_other_weight_decay_takes_the_config_s(tmp_path, told):
+    train(tmp_path, 3, seed=1, schedule=[dict(type='PolyLR', by_epoch=False, end=9)])
+    optimizer = dict(type='AdamW', lr=0.01, weight_decay=0.5)
+    schedule = [dict(type='PolyLR', by_epoch=False, end=9)]
+    resumed = train(tmp_path, 5, seed=1, schedule=schedule, optim_wrapper=dict(optimizer=optimizer), resume=True)
+    assert resumed.optim_wrapper.param_groups[0]['weight_decay'] == 0.5
+    (line,) = told
+    assert 'weight_decay 0.01 then, 0.5 now' in line
+
+
+def test_resume_with_another_optimizer_is_refused(tmp_path):
+    train(tmp_path, 2, seed=1)
+    other = dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))
+    with pytest.raises(UserError, match='6 parameters in 1 groups'):
+        train(tmp_path, 4, seed=1, optim_wrapper=other, resume=True)
+
+
+def test_resume_with_other_workers_is_told(tmp_path, told):
+    train(tmp_path, 2, seed=1)
+    train(tmp_path, 3, seed=1, num_workers=1, resume=True)
+    assert told == [
+        'resumed with another number of workers: 0 then, 1 now; their random numbers are others than they '
+        'would have been'
+    ]
+
+
+@pytest.mark.parametrize(
+    'schedule',
+    [
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=20, by_epoch=False),
+        dict(type='ReduceOnPlateauLR', monitor='score'),
+    ],
+    ids=lambda schedule: schedule['type'],
+)
+def test_unchanged_schedules_stay_as_saved(schedule, tmp_path, told):
+    train(tmp_path, 3, Stop(6), by_epoch=True, seed=1, schedule=[schedule])
+    train(tmp_path, 3, by_epoch=True, seed=1, schedule=[schedule], resume=True)
+    assert told == []
