@@ -3,11 +3,13 @@
 import argparse
 import functools
 import inspect
+import logging
 import os
 import pickle
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +20,17 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .compat.checkpoint import check_whole
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
+
+if sys.platform != 'win32':
+    import fcntl
 
 if TYPE_CHECKING:
     from .datasets import DetectionData, SegmentationData
@@ -38,6 +46,7 @@ TOP_LEVEL_KEYS = {
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
 ANSWERED = (UserError, pickle.UnpicklingError)
 MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
+LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
 CLONE = Path(__file__).resolve().parents[1]
 
 P = ParamSpec('P')
@@ -354,10 +363,130 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
-    hooks = cfg.get('custom_hooks') or []
-    if not any(type_name(hook['type']) == 'CheckpointReportHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmvisattn.CheckpointReportHook')]
+    _add_hook(cfg, 'CheckpointReportHook')
+    _follow_workers(cfg)
     return cfg
+
+
+def _follow_workers(cfg: Config) -> None:
+    """Without workers, drop what torch allows with workers alone, so that `num_workers=0` needs no second setting."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name) or {}
+        if loader.get('num_workers') == 0:
+            loader.pop('prefetch_factor', None)
+            loader.pop('persistent_workers', None)
+            loader.pop('timeout', None)
+
+
+def make_resumable(cfg: Config) -> None:
+    """Have a training write checkpoints that are whole or not there, and resume as if it had never stopped."""
+    hooks = cfg.setdefault('default_hooks', {})
+    checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook', CheckpointHook):
+        checkpoint['type'] = 'mmvisattn.DurableCheckpointHook'
+    _add_hook(cfg, 'ResumeHook')
+
+
+def _add_hook(cfg: Config, name: str) -> None:
+    hooks = cfg.get('custom_hooks') or []
+    if not any(type_name(hook['type']) == name for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=f'mmvisattn.{name}')]
+
+
+def latest_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint of a work directory; those that are newer and damaged are named.
+
+    Args:
+        folder (str | Path): The work directory.
+
+    Returns:
+        str | None: Its path, or None where there is no checkpoint.
+
+    Raises:
+        UserError: If there are checkpoints and none is whole.
+    """
+    pointer = Path(folder, 'last_checkpoint')
+    named = [Path(pointer.read_text().strip())] if pointer.is_file() else []
+    found = {path for kind in ('epoch', 'iter') for path in Path(folder).glob(f'{kind}_*.pth')}
+    found |= {path for path in named if path.is_file() and path.resolve() not in {other.resolve() for other in found}}
+    damaged: list[str] = []
+    for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), reverse=True):
+        try:
+            check_whole(path, legacy=False)
+        except pickle.UnpicklingError as error:
+            damaged.append(f'{path}: {error}')
+        else:
+            if damaged:
+                print_log(
+                    f'{path} is taken, the newest checkpoint that is whole; not so {"; ".join(damaged)}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            return str(path)
+    if damaged:
+        raise UserError(
+            f'--resume: no checkpoint in {str(folder)!r} is whole: {"; ".join(damaged)}; move them away to start anew'
+        )
+    return None
+
+
+@contextmanager
+def sole_run(work_dir: str) -> Iterator[None]:
+    """Make the work directory and keep it for this training as long as it runs, or say why that cannot be.
+
+    Args:
+        work_dir (str): The work directory.
+
+    Raises:
+        UserError: If it cannot be written to, or another training does.
+    """
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+        yield  # the first process of the run has it
+        return
+    folder, lock = Path(work_dir), None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'work directory {work_dir!r} cannot be written to: {error.strerror or error}; set --work-dir to another'
+        ) from error
+    try:
+        lock = _lock(folder)
+        yield
+    finally:
+        if lock is not None:
+            LOCKS.remove(lock)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder, which the system undoes however the process ends; None where that is not to be had."""
+    if sys.platform == 'win32':
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise UserError(
+                f'another training writes to {str(folder)!r}: wait for its end, or set --work-dir to another folder'
+            ) from None
+        return None  # a file system without locks
+    LOCKS.add(descriptor)
+    return descriptor
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked process, such as a data loader's worker, which may outlive a killed training by some seconds."""
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+if sys.platform != 'win32':
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def build_runner(cfg: Config) -> Runner:

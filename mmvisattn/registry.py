@@ -7,10 +7,14 @@ name alone: mmengine imports this module on meeting the scope, and ``locations``
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvisattn', locations=['mmvisattn.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvisattn', locations=['mmvisattn.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmvisattn', locations=['mmvisattn.engine']
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,

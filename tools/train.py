@@ -19,7 +19,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of mmdet's and mmseg's own ``train.py``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs a GPU')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision: float16 on a GPU, bfloat16 on a CPU'
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -50,6 +52,15 @@ def use_amp(cfg: Config) -> None:
         raise UserError(f"--amp takes the place of `optim_wrapper.type='OptimWrapper'`, and this config has {name!r}")
     if name != 'AmpOptimWrapper':
         wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+
+
+def use_bfloat16(cfg: Config) -> None:
+    """On the CPU, mixed precision in bfloat16, which needs no loss scale."""
+    wrapper = cfg.optim_wrapper
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper['type'] = 'mmvisattn.CpuAmpOptimWrapper'
+    print('no GPU: mixed precision is in bfloat16', flush=True)
 
 
 def use_auto_scale_lr(cfg: Config) -> None:
@@ -91,16 +102,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.prepare(args)
     if args.amp:
         use_amp(cfg)
-    if type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
-        raise UserError(
-            'mixed precision (AmpOptimWrapper) needs a GPU, and there is none; leave out --amp, or take '
-            'a config without it'
-        )
+    if type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper':
+        if get_device() == 'cpu':
+            use_bfloat16(cfg)
+        elif get_device() == 'mps':
+            raise UserError(
+                'mixed precision (AmpOptimWrapper) needs a CUDA GPU or the CPU, and this is MPS; leave out --amp, or '
+                'take a config without it'
+            )
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    cli.make_resumable(cfg)
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if cfg.load_from is None:
+            print(f'no checkpoint in {cfg.work_dir!r} yet: training begins anew', flush=True)
+            cfg.resume = False
     if args.load_from:
         if args.resume:
             raise UserError('--resume goes on with a training and --load-from begins one; give one of them')
@@ -108,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg.get('load_from'):
         cli.check_file(cfg.load_from, 'checkpoint')
     loaders = ['train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else [])]
-    with cli.no_half_written(cfg.work_dir):
+    with cli.no_half_written(cfg.work_dir), cli.sole_run(cfg.work_dir):
         cli.use_data(cfg, args)
         cli.check_data(cfg, *loaders)
         runner = cli.build_runner(cfg)

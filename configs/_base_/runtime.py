@@ -2,4 +2,4 @@
 _base_ = './mmvisattn.py'
 
 custom_imports = dict(imports=['mmvisattn'], allow_failed_imports=False)
-custom_hooks = [dict(type='mmvisattn.CheckpointReportHook')]
+custom_hooks = [dict(type='mmvisattn.CheckpointReportHook'), dict(type='mmvisattn.ResumeHook')]

@@ -5,7 +5,8 @@ checkpoints hold a little more (the log history, numpy's types), hence a stock m
 test, what it has saved itself. Its download of a checkpoint, on the other hand, still switches the check off.
 
 Here every file that mmengine loads goes through that check, with an allow-list of the classes its checkpoints hold.
-A file with anything else is refused before any of it has run.
+A file with anything else is refused before any of it has run, and so is one whose bytes are not those that were saved:
+torch reads the checksums of its archives and does not compare them.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import functools
 import os
 import pickle
 import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import IO, Any
 from urllib.parse import urlparse
 
 from ._import_hook import around_import
+
+ARCHIVE = b'PK\x03\x04'  # how it begins
 
 
 class UnsafeCheckpointError(pickle.UnpicklingError):
@@ -70,6 +74,7 @@ def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs
         Any: What the file holds.
 
     Raises:
+        pickle.UnpicklingError: If the file is no checkpoint, or a damaged one.
         UnsafeCheckpointError: If it holds anything that could run code. Nothing of it has run then.
     """
     import torch
@@ -81,6 +86,7 @@ def load(file: str | os.PathLike | IO[bytes], map_location: Any = None, **kwargs
     # Each time, for whoever has cleared the list since.
     torch.serialization.add_safe_globals(allowed())
     with _refuse(file):
+        check_whole(file)
         return torch.load(file, map_location=map_location, weights_only=True, **kwargs)
 
 
@@ -107,6 +113,32 @@ def load_url(url: str, model_dir: str | None = None, map_location: Any = None, p
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), progress=progress)
     return load(file, map_location)
+
+
+def check_whole(file: str | os.PathLike | IO[bytes], legacy: bool = True) -> None:
+    """Compare what an archive of torch holds with its checksums; files of torch before 1.6 have none.
+
+    Args:
+        file (str | os.PathLike | IO[bytes]): Path or open file, which is left where it was.
+        legacy (bool): Let files pass that are no archive, as those of torch before 1.6. Defaults to True.
+
+    Raises:
+        pickle.UnpicklingError: If a part of it is missing or another than was saved.
+    """
+    opened = open(file, 'rb') if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file)
+    with opened as stream:
+        start = stream.tell()
+        if stream.read(4) == ARCHIVE:
+            try:
+                with zipfile.ZipFile(stream) as archive:
+                    damaged = archive.testzip()
+            except Exception as error:  # whatever a damaged directory of the archive makes of it
+                raise pickle.UnpicklingError(f'it is cut off or damaged ({error})') from None
+            if damaged is not None:
+                raise pickle.UnpicklingError(f'it is damaged: {damaged} in it is not what was saved')
+        elif not legacy:
+            raise pickle.UnpicklingError('it is empty or damaged')
+        stream.seek(start)
 
 
 @functools.cache
@@ -147,17 +179,26 @@ def allowed() -> list[Callable | tuple[Callable, str]]:
 @contextlib.contextmanager
 def _refuse(file: Any) -> Iterator[None]:
     """Turn torch's refusal into one that names the file, what is in it, and what to do."""
+    if not isinstance(file, (str, os.PathLike)):
+        name = getattr(file, 'name', 'the open file')
+    else:
+        name = file
     try:
         yield
+    except (OSError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
-        if not isinstance(file, (str, os.PathLike)):
-            file = getattr(file, 'name', 'the open file')
         found = re.search(r'GLOBAL (\S+?)(?:\s|\(|$)', str(error))
         if found is None:
-            reason = str(error).strip().splitlines()[-1]
-            raise pickle.UnpicklingError(f'{file} cannot be read as a checkpoint: {reason}') from None
+            reason = (str(error).strip().splitlines() or [''])[-1]
+            raise pickle.UnpicklingError(f'{name} cannot be read as a checkpoint: {reason}') from None
         raise UnsafeCheckpointError(
-            f'{file} is refused, and nothing in it was run: it holds {found[1]}, which is neither weights nor a plain '
+            f'{name} is refused, and nothing in it was run: it holds {found[1]}, which is neither weights nor a plain '
             'value and could run code on loading. Ask its author for a file with the weights alone. A class that you '
             'know to be harmless can be allowed before loading: torch.serialization.add_safe_globals([TheClass])'
         ) from None
+    except Exception as error:  # a damaged pickle of torch before 1.6 ends in all kinds of them
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise pickle.UnpicklingError(
+            f'{name} cannot be read as a checkpoint: {type(error).__name__}: {reason}'
+        ) from error

@@ -1,12 +1,20 @@
 from .checkpoint_report_hook import CheckpointReportHook, report_checkpoint
+from .cpu_amp_optim_wrapper import CpuAmpOptimWrapper
+from .durable_checkpoint_hook import DurableCheckpointHook
+from .finite_hook import FiniteHook
 from .flex_ramp_hook import FlexRampHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .resume_hook import ResumeHook
 from .scheduled_drop_path_hook import ScheduledDropPathHook
 
 __all__ = [
     'CheckpointReportHook',
+    'CpuAmpOptimWrapper',
+    'DurableCheckpointHook',
+    'FiniteHook',
     'FlexRampHook',
     'LayerDecayOptimWrapperConstructor',
+    'ResumeHook',
     'ScheduledDropPathHook',
     'report_checkpoint',
 ]

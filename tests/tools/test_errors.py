@@ -233,7 +233,6 @@ def test_predict_without_pictures(det, tmp_path, refused):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
 def test_without_a_gpu(det, refused):
-    assert 'needs a GPU' in refused('train', det.config, '--amp')
     image = next(det.images.iterdir())
     assert 'torch sees no GPU' in refused('predict', image, det.config, det.checkpoint, '--device', 'cuda:0')
 

@@ -66,7 +66,7 @@ def test_flags_of_train(path, train, tmp_path):
     assert runner.cfg.model.backbone.init_cfg is None
 
     runner.load_or_resume()
-    assert runner._resume and not runner._has_loaded  # it looked for a checkpoint, and there is none
+    assert not runner._has_loaded  # there is no checkpoint to resume from
 
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     assert isinstance(wrapper, amp.AmpOptimWrapper)

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -425,6 +427,14 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys, stop):
         assert status.value.code not in (0, None)
     assert digest(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ['mini']
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_process_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'draw_scene', lambda options, split, index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SystemExit, match='one of 2 processes was killed.*Give fewer with --workers'):
+        tool.main([str(tmp_path / 'mini'), *TINY_ARGS, '--workers', '2'])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,13 @@ Example:
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -159,12 +160,17 @@ def _start_worker() -> None:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Any]:
-    """``imap`` over worker processes, or ``map`` in this one."""
+    """``map`` over worker processes, or in this one."""
     if workers == 1:
         yield map
         return
-    with multiprocessing.Pool(workers, _start_worker) as pool:
-        yield partial(pool.imap, chunksize=4)
+    try:
+        with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+            yield partial(pool.map, chunksize=4)
+    except BrokenProcessPool:
+        raise MiniError(
+            f'one of {workers} processes was killed, most often because memory ran out. Give fewer with --workers.'
+        ) from None
 
 
 def write_set(options: Options, root: Path, workers: int = 1) -> None:
@@ -227,7 +233,8 @@ def make_mini(options: Options, out: Path, workers: int = 1, force: bool = False
         bool: Whether it was made; False if it was there already.
 
     Raises:
-        MiniError: If ``out`` holds a set of other options and ``force`` is not given, or anything else.
+        MiniError: If ``out`` holds a set of other options and ``force`` is not given, or anything else, or if a process
+            was killed.
     """
     out = out.resolve()
     wanted = json.loads(json.dumps({'version': VERSION, 'options': asdict(options)}))
