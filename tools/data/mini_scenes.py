@@ -72,7 +72,7 @@ class Options:
                 f'--shares {self.shares}: allowed are three numbers >= 0, not all of them 0',
             ),
             (
-                self.shares[2] == 0 or width * height >= 1.25 * SIZE_BOUNDS[1] ** 2,
+                self.decoys[1] > 0 or self.shares[2] == 0 or width * height >= 1.25 * SIZE_BOUNDS[1] ** 2,
                 f'--size {width} {height} has no room for large objects (96 x 96 pixels and '
                 'more): set a larger --size, or the last number of --shares to 0',
             ),

@@ -1,7 +1,8 @@
 """Scenes for a search: a few small targets among decoys, on a ground whose texture is as rich in contrast as they are.
 
-What a target is shows from near alone, by a notch in its outline. From afar it is a spot like the decoys, and both are told
-from the spots of the ground by their hue, which says nothing to a measure of contrast.
+What a target is shows from near alone, by its outline: a disc, a square or a triangle. From afar it is a spot, not much
+unlike the decoys, and both are told from the spots of the ground by their hue, which says nothing to a measure of
+contrast.
 """
 
 import colorsys
@@ -9,16 +10,17 @@ import colorsys
 import cv2
 import numpy as np
 
-from .mini_scenes import FINE, OTHER, Instance, Options, Scene, to_pixels
-from .mini_shapes import ThingClass
+from .mini_scenes import FINE, Instance, Options, Scene, to_pixels
+from .mini_shapes import SURFACES, ThingClass
 
 DIAMETER = (8.0, 13.0)  # of targets in image pixels
 THING_HUES, GROUND_HUES = (0.92, 1.42), (0.42, 0.92)  # of one circle; what lies between two of one kind is of that kind
 CLUTTER = 0.011  # spots of the ground to an image pixel
 BARE = 0.15  # share of the picture without them
+GROUND, DECOY = SURFACES['sand'], 35  # ADE20K's labels, the latter of rocks
 GAP = 2.0  # least distance between two things in image pixels
 
-NOTCHES = {'sports ball': 40, 'clock': 4, 'vase': 3}  # corners
+CORNERS = {'sports ball': 40, 'clock': 4, 'vase': 3}  # corners, of which so many make a disc
 TARGETS = (
     ThingClass('sports ball', 'ball', 120, None, (), 0),
     ThingClass('clock', 'clock', 149, None, (), 0),
@@ -45,7 +47,7 @@ def draw_search(options: Options, split: int, index: int) -> Scene:
     targets = 0 if empty else rng.integers(*options.objects, endpoint=True)
     kinds = [TARGETS[rng.integers(options.classes)] for _ in range(targets)]
     kinds += [None] * rng.integers(*options.decoys, endpoint=True)
-    labels = np.full((height * FINE, width * FINE), OTHER, np.uint8)
+    labels = np.full((height * FINE, width * FINE), GROUND, np.uint8)
     instances, decoys, placed = [], [], np.zeros((0, 3))
     for kind in kinds:
         diameter = np.exp(rng.uniform(*np.log(DIAMETER)))
@@ -57,12 +59,12 @@ def draw_search(options: Options, split: int, index: int) -> Scene:
         else:
             continue  # no room left
         placed = np.vstack([placed, (x, y, margin)])
-        outline = _target(rng, NOTCHES[kind.coco_name]) if kind else _decoy(rng)
+        outline = _target(rng, CORNERS[kind.coco_name]) if kind else _decoy(rng)
         mask = np.zeros(labels.shape, np.uint8)
         cv2.fillPoly(mask, [((outline * diameter / 2 + (x, y)) * FINE).round().astype(np.int32)], 1)
         canvas[mask > 0] = _colour(rng, THING_HUES)
+        labels[mask > 0] = kind.ade_label if kind else DECOY
         if kind:
-            labels[mask > 0] = kind.ade_label
             instances.append(Instance(kind, mask > 0, False))
         else:
             decoys.append(tuple(side / FINE for side in cv2.boundingRect(mask)))
@@ -107,7 +109,7 @@ def _target(rng: np.random.Generator, corners: int) -> np.ndarray:
 
 
 def _decoy(rng: np.random.Generator) -> np.ndarray:
-    """A blob without a notch, of the area of a target, more or less drawn out, (N, 2)."""
+    """A blob of the area of a target, drawn out more or less, (N, 2)."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     stretch = np.exp(rng.uniform(0.1, 0.65))
     radius = 0.95 * (1 + rng.uniform(-0.12, 0.12) * np.cos(3 * angle + rng.uniform(0, 6)))

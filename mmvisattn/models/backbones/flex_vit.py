@@ -302,7 +302,7 @@ class FlexViT(BaseBackbone):
         pixels = gather_tokens(cells, selection.indices).unflatten(2, (-1, side, side)).flatten(0, 1)
         high = self.patch_embed(pixels).flatten(1, 2)  # (B·K, t, C)
         positions = self.positions(grid, shown).flatten(1, 2).expand(x.shape[0], -1, -1)
-        return high.reshape(*index.shape, -1) + gather_tokens(positions, index)
+        return high.reshape(*index.shape, high.shape[-1]) + gather_tokens(positions, index)
 
     @staticmethod
     def join_masks(valid: Tensor | None, keep: Tensor | None, num_low: int) -> Tensor | None:
