@@ -1,8 +1,8 @@
 # A small plain ViT, which is a FlexViT without hierarchical layers, learns what near and far look like in a search:
 #   python tools/data/make_mini.py data/mini_search_near --train 1600 --val 100 --size 96 96 --classes 3 \
 #       --objects 2 4 --empty 0 --decoys 2 4 --seed 1
-# Things are shown at their full size down to a fourth of it. The small FlexViTs of the search start from its weights, as the
-# full ones start from DeiT's.
+# Things are shown at their full size down to a fourth of it. The small FlexViTs of the search start from its weights,
+# as the full ones start from DeiT's.
 _base_ = [
     '../_base_/runtime.py',
     '../_base_/datasets/mini_ade20k.py',

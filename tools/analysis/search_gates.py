@@ -1,9 +1,9 @@
 """What a search (``make_mini.py --decoys``) gives away, before anything is trained on it.
 
-Two measures of contrast choose cells, and the share of the targets' boxes that these cover is told: if an edge or a strange
-colour led to the targets, the search would show nothing about attention. And a small classifier is shown the shrunk
-image around a place: it should tell a thing from the ground, for otherwise a glance could lead nowhere, and not tell the
-classes apart, for otherwise there were no need to look closely.
+Two measures of contrast choose cells, and the share of the targets' boxes that these cover is told: if an edge or a
+strange colour led to the targets, the search would show nothing about attention. And a small classifier is shown the
+shrunk image around a place: it should tell a thing from the ground, for otherwise a glance could lead nowhere, and not
+tell the classes apart, for otherwise there were no need to look closely.
 
 Example:
     python tools/data/make_mini.py data/mini_search --size 256 256 --classes 3 --objects 1 2 --empty 0.15 --decoys 6 10
@@ -109,7 +109,11 @@ def measure(root: Path) -> list[tuple[str, float, float]]:
     """All gates of a set: what is measured, its value, and what chance would give."""
     train, val = read(root, 'train'), read(root, 'val')
     rows = [
-        (f'{name} covers of a box at {ratio:.0%}', np.mean([c for s in val for c in coverage(of(s[0]), s[1], ratio)]), ratio)
+        (
+            f'{name} covers of a box at {ratio:.0%}',
+            np.mean([c for s in val for c in coverage(of(s[0]), s[1], ratio)]),
+            ratio,
+        )
         for name, of in (('pixel deviation', pixel_deviation), ('colour contrast', colour_contrast))
         for ratio in (0.05, 0.1)
     ]
@@ -122,16 +126,17 @@ def measure(root: Path) -> list[tuple[str, float, float]]:
             seen = look(image, boxes)
             targets += seen
             decoys += look(image, others)
-            things = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
+            middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
             places = rng.uniform(8, 248, (8, 2))
-            free = [p for p in places if (np.hypot(*(things - p).T) > 16).all()]
+            free = [p for p in places if (np.hypot(*(middles - p).T) > 16).all()]
             ground += look(image, [(x, y, 0, 0) for x, y in free])
             for n, patch in zip(numbers, seen):
                 classes[n].append(patch)
         for name, value in (('ground', ground), ('targets', targets), ('decoys', decoys), ('classes', classes)):
             shown[name].append(value)
+    things = [targets + decoys for targets, decoys in zip(shown['targets'], shown['decoys'])]
     for name, groups in (
-        ('a glance tells things from the ground', [[g, t + d] for g, t, d in zip(*map(shown.get, ('ground', 'targets', 'decoys')))]),
+        ('a glance tells things from the ground', list(zip(shown['ground'], things))),
         ('a glance tells targets from decoys', list(zip(shown['targets'], shown['decoys']))),
         ('a glance tells the classes apart', shown['classes']),
     ):

@@ -1,16 +1,16 @@
 """Rules to choose the cells of a network with FlexAttention by, against which its own choice is to be held.
 
-A hook of mmengine, so that a study trains and tests by any rule with nothing but ``--cfg-options``: it puts scores of its
-own before the selector, whatever the network finds relevant.
+A hook of mmengine, so that a study trains and tests by any rule with nothing but ``--cfg-options``: it puts scores of
+its own before the selector, whatever the network finds relevant.
 """
+
+from mmvisattn.registry import HOOKS
 
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
-
-from mmvisattn.registry import HOOKS
 
 RULES = ('chance', 'centre', 'deviation', 'truth')
 
@@ -20,8 +20,9 @@ class ChooseByRule(Hook):
     """Choose the cells of FlexViT by a rule, in training and tests.
 
     Args:
-        rule (str): ``'chance'`` draws anew in each forward; ``'centre'`` takes those next to the middle; ``'deviation'``
-            those whose pixels differ most from each other; ``'truth'`` those that hold a box, then others by chance.
+        rule (str): ``'chance'`` draws anew in each forward; ``'centre'`` takes those next to the middle;
+            ``'deviation'`` those whose pixels differ most from each other; ``'truth'`` those that hold a box, then
+            others by chance.
     """
 
     def __init__(self, rule: str) -> None:

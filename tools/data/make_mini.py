@@ -289,7 +289,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('smallest', 'side of the smallest objects in pixels, the root of their area', type=int, metavar='PX')
     add('empty', 'share of images without objects', type=float, metavar='SHARE')
     add('crowd', 'share of images with a crowd region', type=float, metavar='SHARE')
-    add('decoys', 'fewest and most things of no class; with any, the scene is a search', type=int, nargs=2, metavar=('MIN', 'MAX'))
+    add(
+        'decoys',
+        'fewest and most things of no class; with any, the scene is a search',
+        type=int,
+        nargs=2,
+        metavar=('MIN', 'MAX'),
+    )
     add('seed', 'seed of the set', type=int, metavar='SEED')
     cores = os.cpu_count() or 1
     parser.add_argument(

@@ -33,15 +33,15 @@ class FlexViT(BaseBackbone):
     """Vision transformer over a low-resolution map and selected cells of a high-resolution one.
 
     The first ``num_glance_layers`` layers run on the low-resolution tokens alone. Then cells are chosen, see
-    :class:`~mmvisattn.models.layers.selection.Relevance`; their high-resolution tokens pass the same layers, attending to
-    the keys and values that the low-resolution tokens had there and to each other. The other layers are hierarchical:
-    all tokens attend to all, with keys and values W' of their own for the high resolution. The fused map is the
-    low-resolution map upsampled; to chosen tokens what they became is added behind a norm of their own, times the gate of
-    their cell, the sigmoid of its relevance.
+    :class:`~mmvisattn.models.layers.selection.Relevance`; their high-resolution tokens pass the same layers, attending
+    to the keys and values that the low-resolution tokens had there and to each other. The other layers are
+    hierarchical: all tokens attend to all, with keys and values W' of their own for the high resolution. The fused map
+    is the low-resolution map upsampled; to chosen tokens what they became is added behind a norm of their own, times
+    the gate of their cell, the sigmoid of its relevance.
 
-    The data preprocessor pads the images of a batch with zeros. These are told from the images: positions span the image,
-    cells are chosen in it alone, their number goes by its size, and nothing attends to padding; what an image gives does
-    not depend on its batch.
+    The data preprocessor pads the images of a batch with zeros. These are told from the images: positions span the
+    image, cells are chosen in it alone, their number goes by its size, and nothing attends to padding; what an image
+    gives does not depend on its batch.
 
     Args:
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims``
@@ -52,15 +52,15 @@ class FlexViT(BaseBackbone):
             224.
         zoom (int): How much the image is shrunk for the low-resolution map, an integer from 2. Defaults to 2.
         num_glance_layers (int, optional): Layers before cells are chosen, at least 1. With as many as there are in all,
-            the chosen tokens pass them and no hierarchical one; with ``out_indices=(1,)`` besides, the network is a plain
-            ViT that does not look at the full image. Defaults to two thirds of all.
+            the chosen tokens pass them and no hierarchical one; with ``out_indices=(1,)`` besides, the network is a
+            plain ViT that does not look at the full image. Defaults to two thirds of all.
         select_mode (str): ``'topk'`` or ``'threshold'``, see
             :class:`~mmvisattn.models.layers.selection.TokenSelector`. Defaults to ``'topk'``.
         select_ratio (float): Share of the cells that ``'topk'`` selects, 0 to 1. Defaults to 0.25.
         select_threshold (float): What the attention of the questions, on a scale of 0…255, must exceed in mode
             ``'threshold'``. Defaults to 48.
-        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1. Defaults
-            to 0.15.
+        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1.
+            Defaults to 0.15.
         cell_size (int): Side of a cell in low-resolution tokens. Defaults to 2.
         out_indices (Sequence[int]): What to return: 0 is the fused map, 1 the low-resolution map itself, which alone
             is for a plain ViT. Defaults to (0,).
@@ -208,9 +208,8 @@ class FlexViT(BaseBackbone):
         height, width = (n * self.patch_size for n in high_grid)
         x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
-        if shown is None:
-            low_shown = valid = valid_cells = None
-        else:
+        low_shown = valid = valid_cells = None
+        if shown is not None:
             low_shown = shown * self.cell_size
             valid, valid_cells = is_inside(low_shown, low_grid).flatten(1), is_inside(shown, (rows, columns))
         low = self.patch_embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
@@ -227,7 +226,9 @@ class FlexViT(BaseBackbone):
             tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
             index, keep = tiling.locate(selection)  # (B, M)
             mask = self.join_masks(valid, keep, low.shape[1])
-            high = self.embed_cells(x, selection, index, None if shown is None else low_shown * self.zoom, high_grid)
+            high = self.embed_cells(
+                x, selection, index, None if low_shown is None else low_shown * self.zoom, high_grid
+            )
             for block, of_low in zip(self.blocks, context):
                 high, _ = run(block, high, of_low, mask, with_cp=with_cp)
             context.clear()

@@ -1,17 +1,16 @@
 """Gradient checkpointing."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def run(module: Callable, *args: Any, with_cp: bool) -> Any:
+def run(module: Any, *args: Any, with_cp: bool) -> Any:
     """Apply a module; ``with_cp`` trades memory for computing it a second time in the backward.
 
     Args:
-        module (Callable): A module, or a method of one.
+        module (Any): A module, or a method of one.
         *args (Any): Its inputs.
         with_cp (bool): Keep the inputs alone for the backward, and not the activations.
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from ...ops.common import at_least_float32
 from .rotary import turn_pairs
 from .transformer_block import init_linear
 
@@ -126,13 +125,14 @@ class HierarchicalAttention(nn.Module):
             tuple[Tensor, tuple[Tensor, Tensor]]: The output (B, L, C), and the tokens' own keys and values.
         """
         q, k, v = self.project(x, False, angles)
-        others = (k, v) if context is None else (*context, k, v)
-        x = hierarchical_attention(q, *others, mask=None if mask is None else mask[:, None, None])
+        mask = None if mask is None else mask[:, None, None]
+        if context is None:
+            x = hierarchical_attention(q, k, v, mask=mask)
+        else:
+            x = hierarchical_attention(q, *context, k, v, mask)
         return self.proj(x.transpose(1, 2).flatten(2)), (k, v)
 
-    def forward_both(
-        self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None
-    ) -> Tensor:
+    def forward_both(self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
         """Attend among tokens of both resolutions.
 
         Args:
@@ -217,9 +217,7 @@ class HierarchicalBlock(nn.Module):
         del y  # the memory is at its peak inside the MLP
         return x + self.drop_path(self.mlp(self.norm2(x))), own
 
-    def forward_both(
-        self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None
-    ) -> Tensor:
+    def forward_both(self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
         """Refine tokens of both resolutions; for the arguments see :meth:`HierarchicalAttention.forward_both`.
 
         Args:

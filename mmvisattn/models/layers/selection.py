@@ -131,9 +131,7 @@ class TokenSelector(nn.Module):
         UserError: If the mode is unknown, or another argument is out of range.
     """
 
-    def __init__(
-        self, mode: str = 'topk', ratio: float = 0.25, threshold: float = 48.0, explore: float = 0.15
-    ) -> None:
+    def __init__(self, mode: str = 'topk', ratio: float = 0.25, threshold: float = 48.0, explore: float = 0.15) -> None:
         super().__init__()
         if mode not in SELECT_MODES:
             raise UserError(f'`select_mode` is {mode!r}{nearest(mode, SELECT_MODES)}; set it to one of {SELECT_MODES}')

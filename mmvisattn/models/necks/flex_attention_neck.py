@@ -23,13 +23,13 @@ class FlexAttentionNeck(BaseModule):
     After `FlexAttention <https://arxiv.org/abs/2407.20228>`_, see
     :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. After a plain layer over the coarse level learned questions
     choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`; then each of ``num_layers``
-    layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the change of the chosen
-    cells, times their gate, is added to the fine one. All levels keep their shape and the others their values, so it
-    stands between any neck whose levels halve in size and any head:
-    ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
+    layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the change of the
+    chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
+    so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
+    dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
-    Maps do not tell what of a batch is padding, so cells may be chosen there too, as far as the questions have not learned
-    better. Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
+    Maps do not tell what of a batch is padding, so cells may be chosen there too, as far as the questions have not
+    learned better. Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:
         in_channels (int): Channels C of the levels, a multiple of ``4 * num_heads``. Defaults to 256.
@@ -43,8 +43,8 @@ class FlexAttentionNeck(BaseModule):
         select_ratio (float): Share of the cells that ``'topk'`` selects, 0 to 1. Defaults to 0.1.
         select_threshold (float): What the attention of the questions, on a scale of 0…255, must exceed in mode
             ``'threshold'``. Defaults to 48.
-        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1. Defaults
-            to 0.15.
+        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1.
+            Defaults to 0.15.
         cell_size (int): Side of a cell in tokens of the coarse level. Defaults to 1.
         with_cp (bool): Recompute each layer in the backward instead of keeping its activations. Defaults to False.
         drop_path_rate (float): Drop path rate of the layers. Defaults to 0.

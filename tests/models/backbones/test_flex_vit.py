@@ -125,7 +125,7 @@ def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions(cell_
 
 
 def plain_branch(block: nn.Module, low: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What the attention of a plain block gives to tokens that look at those of the low resolution and at each other."""
+    """What the attention of a plain block gives to tokens that look at ``low`` and at each other."""
     both = block.norm1(torch.cat([low, x], 1))
     return torch.stack([plainly(block.attn, image, len(image))[low.shape[1] :] for image in both])
 
@@ -172,7 +172,9 @@ def test_an_image_gives_alone_what_it_gives_beside_larger_ones(mode):
             torch.testing.assert_close(out[i : i + 1, :, :rows, :columns], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('settings', [{}, dict(out_indices=(0, 1)), dict(num_glance_layers=4), dict(select_mode='threshold')])
+@pytest.mark.parametrize(
+    'settings', [{}, dict(out_indices=(0, 1)), dict(num_glance_layers=4), dict(select_mode='threshold')]
+)
 def test_every_parameter_has_a_gradient(settings):
     network = build(**settings)
     grads = gradients(network, images(2, 96, 96))
@@ -211,7 +213,7 @@ def test_output_shapes(size, zoom):
 
 @pytest.mark.parametrize('mode', ['topk', 'threshold'])
 def test_nothing_is_selected_in_the_padding_of_a_batch(mode):
-    network = build(select_mode=mode, select_threshold=20, select_ratio=0.6, cell_size=1)  # training, where some are drawn
+    network = build(select_mode=mode, select_threshold=20, select_ratio=0.6, cell_size=1)  # training: some are drawn
     x = images(2, 96, 128)
     x[1, :, :, 40:] = 0  # a picture of 40 columns beside one of 128: 3 of 8 tokens
     chosen = select(network, x).mask((6, 8))
@@ -316,7 +318,12 @@ def test_named_sizes_have_the_shapes_of_timms_deit():
         shared = [name for name in sizes if name in theirs and name != 'pos_embed']
         assert all(sizes[name] == theirs[name] for name in shared)
         assert set(theirs) - set(shared) == {'cls_token', 'pos_embed', 'head.weight', 'head.bias'}
-        assert {name.split('.')[-2] for name in set(sizes) - set(theirs)} == {'kv_high', 'norm_high', 'norm', 'questions'}
+        assert {name.split('.')[-2] for name in set(sizes) - set(theirs)} == {
+            'kv_high',
+            'norm_high',
+            'norm',
+            'questions',
+        }
 
 
 # The contract of a backbone.
@@ -337,7 +344,13 @@ def test_frozen_stages(frozen_stages):
     network = build(frozen_stages=frozen_stages, drop_path_rate=0.1)
     network.train()
     for name, parameter in network.named_parameters():
-        stage = int(name.split('.')[1]) + 1 if name.startswith('blocks') else 4 if name.startswith(('norm', 'relevance')) else 0
+        stage = (
+            int(name.split('.')[1]) + 1
+            if name.startswith('blocks')
+            else 4
+            if name.startswith(('norm', 'relevance'))
+            else 0
+        )
         assert parameter.requires_grad == (stage > frozen_stages), name
     assert [block.training for block in network.blocks] == [i >= frozen_stages for i in range(4)]
     if frozen_stages < 4:

@@ -208,7 +208,9 @@ def test_high_resolution_projections_start_as_copies():
     attn = HierarchicalAttention(24, 3)
     x = torch.randn(2, 13, 24)
     q, k, v = attn.qkv(x).unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(attn.forward_both(x, 8), attn.proj(hierarchical_attention(q, k, v).transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(
+        attn.forward_both(x, 8), attn.proj(hierarchical_attention(q, k, v).transpose(1, 2).flatten(2))
+    )
     assert attn.kv_high.weight.data_ptr() != attn.qkv.weight.data_ptr()
 
 

@@ -137,9 +137,7 @@ def test_mixed_precision_keeps_the_residual_stream_in_float32():
     expected = neck(wide)
     streams = []
     for block in neck.blocks:
-        block.norm2.register_forward_pre_hook(
-            lambda module, args: streams.append(args[0].dtype)
-        )
+        block.norm2.register_forward_pre_hook(lambda module, args: streams.append(args[0].dtype))
     with torch.autocast('cpu', torch.bfloat16):
         outs, same_types = neck(wide), neck(inputs)
     assert streams == [torch.float32] * 6
