@@ -1,8 +1,8 @@
 """Scenes for a search: a few small targets among decoys, on a ground whose texture is as rich in contrast as they are.
 
-What a target is shows from near alone, by its outline: a disc, a square or a triangle. From afar it is a spot, not much
-unlike the decoys, and both are told from the spots of the ground by their hue, which says nothing to a measure of
-contrast.
+Which class a target is of shows from near alone, by the direction of the slots that are cut into it. From afar it is a
+spot, not much unlike the decoys, whose slots are round and whose outline is drawn out; both are told from the spots of
+the ground by their hue, which says nothing to a measure of contrast.
 """
 
 import colorsys
@@ -20,7 +20,8 @@ BARE = 0.15  # share of the picture without them
 GROUND, DECOY = SURFACES['sand'], 35  # ADE20K's labels, the latter of rocks
 GAP = 2.0  # least distance between two things in image pixels
 
-CORNERS = {'sports ball': 40, 'clock': 4, 'vase': 3}  # corners, of which so many make a disc
+SLOT = 4.0  # from one slot to the next in image pixels, the width of a slot being half of it
+SLOTS = {'sports ball': 0.0, 'clock': 90.0, 'vase': 45.0}  # their direction in degrees; 135° is as likely as 45°
 TARGETS = (
     ThingClass('sports ball', 'ball', 120, None, (), 0),
     ThingClass('clock', 'clock', 149, None, (), 0),
@@ -59,10 +60,10 @@ def draw_search(options: Options, split: int, index: int) -> Scene:
         else:
             continue  # no room left
         placed = np.vstack([placed, (x, y, margin)])
-        outline = _target(rng, CORNERS[kind.coco_name]) if kind else _decoy(rng)
+        outline = (_blob(rng, 0.45, 0.8) if kind is None else _blob(rng, 0, 0)) * diameter / 2 + (x, y)
         mask = np.zeros(labels.shape, np.uint8)
-        cv2.fillPoly(mask, [((outline * diameter / 2 + (x, y)) * FINE).round().astype(np.int32)], 1)
-        canvas[mask > 0] = _colour(rng, THING_HUES)
+        cv2.fillPoly(mask, [(outline * FINE).round().astype(np.int32)], 1)
+        canvas[(mask > 0) & _bars(rng, mask.shape, (x, y), kind)] = _colour(rng, THING_HUES)
         labels[mask > 0] = kind.ade_label if kind else DECOY
         if kind:
             instances.append(Instance(kind, mask > 0, False))
@@ -96,23 +97,29 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         at = rng.integers(width), rng.integers(height)
         if bare[at[::-1]]:
             continue
-        outline = _decoy(rng) * np.exp(rng.uniform(*np.log(DIAMETER))) / 2 * FINE + at
+        outline = _blob(rng, 0.15, 0.65) * np.exp(rng.uniform(*np.log(DIAMETER))) / 2 * FINE + at
         cv2.fillPoly(canvas, [outline.round().astype(np.int32)], _colour(rng, GROUND_HUES).tolist())
     return canvas
 
 
-def _target(rng: np.random.Generator, corners: int) -> np.ndarray:
-    """A regular polygon of the area of a disc of radius 1, turned by chance, (N, 2)."""
-    angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    radius = np.sqrt(2 * np.pi / (corners * np.sin(2 * np.pi / corners)))
-    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+def _bars(
+    rng: np.random.Generator, shape: tuple[int, int], middle: tuple[float, float], kind: ThingClass | None
+) -> np.ndarray:
+    """What slots leave of a picture, bool: straight ones in the direction of a class, or rings around a middle."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) / FINE
+    if kind is None:
+        across = np.hypot(x - middle[0], y - middle[1])
+    else:
+        angle = np.deg2rad(SLOTS[kind.coco_name] + (90 if kind.coco_name == 'vase' and rng.random() < 0.5 else 0))
+        across = np.cos(angle) * x + np.sin(angle) * y
+    return (across / SLOT + rng.random()) % 1 < 0.5
 
 
-def _decoy(rng: np.random.Generator) -> np.ndarray:
-    """A blob of the area of a target, drawn out more or less, (N, 2)."""
+def _blob(rng: np.random.Generator, least: float, most: float) -> np.ndarray:
+    """A smooth outline of the area of a disc of radius 1, (N, 2), drawn out by the exponential of something between."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    stretch = np.exp(rng.uniform(0.1, 0.65))
-    radius = 0.95 * (1 + rng.uniform(-0.12, 0.12) * np.cos(3 * angle + rng.uniform(0, 6)))
+    stretch = np.exp(rng.uniform(least, most))
+    radius = 1 + (0.12 * np.cos(3 * angle + rng.uniform(0, 6)) if most else 0)
     outline = np.stack([stretch * radius * np.cos(angle), radius * np.sin(angle) / stretch], axis=1)
     turn = rng.uniform(0, np.pi)
     return outline @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
