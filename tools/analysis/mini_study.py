@@ -99,6 +99,15 @@ SEARCH_NEAR = [
     'data/mini_search_near',
     *'--train 1600 --val 100 --size 96 96 --classes 3 --objects 2 4 --empty 0 --decoys 2 4 --seed 1'.split(),
 ]
+# Scenes of many small objects, and larger scenes of few of them.
+SMALL_OBJECTS = ['data/mini_small', *'--shares 0.6 0.4 0 --smallest 12 --objects 2 7 --val 200'.split()]
+SPARSE_OBJECTS = [
+    'data/mini_sparse',
+    *'--size 256 192 --shares 1 0 0 --smallest 12 --objects 2 5 --crowd 0 --val 200'.split(),
+]
+ADE_OF_SMALL = [
+    f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS[0]}/ade/ADEChallengeData2016' for split in ('train', 'val')
+]
 BACKBONE = 'model.backbone.'
 RULE = 'custom_hooks.2.rule='
 STUDIES = {
@@ -151,6 +160,36 @@ STUDIES = {
             for rule in ('chance', 'deviation', 'relevance', 'truth')
         },
         flops_size=(256, 256),
+        gap=('low resolution', 'all'),
+    ),
+    # The same on scenes full of small objects, where there is something to see in many places.
+    'dense': Study(
+        variants={
+            # The same ViT without the full image; its map is half as fine, so the pyramid begins a step further up.
+            'low resolution': Variant(
+                [BACKBONE + 'num_glance_layers=6', BACKBONE + 'out_indices=(1,)', 'model.neck.start_level=1']
+            ),
+            '0 %': Variant([BACKBONE + 'select_ratio=0.0']),
+            '25 %, chance': Variant([RULE + 'chance']),
+            '25 %, pixel deviation': Variant([RULE + 'deviation']),
+            '25 %, chosen': Variant(),
+            'all': Variant([BACKBONE + 'select_ratio=1.0']),
+        },
+        stages=[
+            Stage(config='configs/mini/vit-mini_upernet_ade20k.py', options=[*ADE_OF_SMALL, *ONE_PROCESS], common=True),
+            Stage(
+                config='configs/mini/atss_flexvit-mini_simple-fpn_coco.py',
+                options=ONE_PROCESS,
+                metrics={
+                    'coco/bbox_mAP_s': 'AP small',
+                    'coco/bbox_mAP': 'AP',
+                    'coco/bbox_mAP_50': 'AP50',
+                    'cells/recall': 'objects met',
+                },
+            ),
+        ],
+        data=[SMALL_OBJECTS, SPARSE_OBJECTS],
+        flops_size=(192, 256),
         gap=('low resolution', 'all'),
     ),
     # What the neck buys a convolutional backbone.
