@@ -127,7 +127,7 @@ def measure(root: Path) -> list[tuple[str, float, float]]:
             targets += seen
             decoys += look(image, others)
             middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
-            places = rng.uniform(8, 248, (8, 2))
+            places = rng.uniform(8, (image.shape[1] - 8, image.shape[0] - 8), (8, 2))
             free = [p for p in places if (np.hypot(*(middles - p).T) > 16).all()]
             ground += look(image, [(x, y, 0, 0) for x, y in free])
             for n, patch in zip(numbers, seen):

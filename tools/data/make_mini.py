@@ -245,6 +245,8 @@ def make_mini(options: Options, out: Path, workers: int = 1, force: bool = False
                 'as it is: give a folder that is empty or not there yet.'
             )
         there = json.loads((out / 'mini.json').read_text())
+        if there.get('version') == VERSION:  # options that came later had no other value
+            there['options'] = json.loads(json.dumps(asdict(Options()))) | there['options']
         if there == wanted and not force:
             return False
         if not force:

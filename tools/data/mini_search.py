@@ -63,7 +63,9 @@ def draw_search(options: Options, split: int, index: int) -> Scene:
         outline = (_blob(rng, 0.45, 0.8) if kind is None else _blob(rng, 0, 0)) * diameter / 2 + (x, y)
         mask = np.zeros(labels.shape, np.uint8)
         cv2.fillPoly(mask, [(outline * FINE).round().astype(np.int32)], 1)
-        canvas[(mask > 0) & _bars(rng, mask.shape, (x, y), kind)] = _colour(rng, THING_HUES)
+        rows, columns = np.nonzero(mask)
+        left = _bars(rng, rows / FINE - y, columns / FINE - x, kind)
+        canvas[rows[left], columns[left]] = _colour(rng, THING_HUES)
         labels[mask > 0] = kind.ade_label if kind else DECOY
         if kind:
             instances.append(Instance(kind, mask > 0, False))
@@ -102,13 +104,10 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return canvas
 
 
-def _bars(
-    rng: np.random.Generator, shape: tuple[int, int], middle: tuple[float, float], kind: ThingClass | None
-) -> np.ndarray:
-    """What slots leave of a picture, bool: straight ones in the direction of a class, or rings around a middle."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) / FINE
+def _bars(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, kind: ThingClass | None) -> np.ndarray:
+    """Whether slots leave what is at so many pixels from the middle: straight ones of a class, or rings of a decoy."""
     if kind is None:
-        across = np.hypot(x - middle[0], y - middle[1])
+        across = np.hypot(x, y)
     else:
         angle = np.deg2rad(SLOTS[kind.coco_name] + (90 if kind.coco_name == 'vase' and rng.random() < 0.5 else 0))
         across = np.cos(angle) * x + np.sin(angle) * y
