@@ -107,6 +107,7 @@ def test_a_small_network_tells_what_can_be_told():
 
 def test_the_command_prints_all_gates(tmp_path, capsys):
     make_mini(replace(OPTIONS, train=30, val=12), tmp_path / 'mini')
+    capsys.readouterr()
     gates.main([str(tmp_path / 'mini')])
     rows = [line.split(' | ') for line in capsys.readouterr().out.splitlines()[2:]]
     assert len(rows) == 7
