@@ -1,6 +1,6 @@
 # A small plain ViT, which is a FlexViT without hierarchical layers, learns what near and far look like in a search:
 #   python tools/data/make_mini.py data/mini_search_near --train 1600 --val 100 --size 96 96 --classes 3 \
-#       --objects 2 4 --empty 0 --decoys 2 4 --seed 1
+#       --objects 4 6 --empty 0 --decoys 2 3 --seed 1
 # Things are shown at their full size down to a fourth of it. The small FlexViTs of the search start from its weights,
 # as the full ones start from DeiT's.
 _base_ = [
@@ -40,7 +40,7 @@ model = dict(
         num_convs=1,
         num_classes=5,
         norm_cfg=dict(type='BN'),
-        loss_decode=dict(type='CrossEntropyLoss'),
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
@@ -51,7 +51,6 @@ metainfo = dict(classes=('sand', 'rock', 'ball', 'vase', 'clock'))
 random_resize = dict(type='RandomResize', scale=scale, ratio_range=(0.25, 1.0), keep_ratio=True)
 resize = dict(type='Resize', scale=scale, keep_ratio=True)
 train_dataloader = dict(
-    batch_size=16,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,

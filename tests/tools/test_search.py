@@ -8,7 +8,7 @@ import pytest
 
 from tools.analysis import search_gates as gates
 from tools.data.make_mini import make_mini
-from tools.data.mini_scenes import Options, to_pixels
+from tools.data.mini_scenes import OTHER, Options, to_pixels
 from tools.data.mini_search import DECOY, DIAMETER, GROUND, TARGETS, draw_search
 
 OPTIONS = Options(train=12, val=6, size=(128, 128), classes=3, objects=(1, 2), empty=0.15, decoys=(2, 4))
@@ -42,7 +42,8 @@ def test_targets_and_decoys_are_as_many_and_as_large_as_asked_for(scenes):
 
 def test_labels_are_those_of_what_was_drawn(scenes):
     for scene in scenes:
-        expected = np.full(scene.labels.shape, GROUND)
+        assert 0.01 < (scene.labels == GROUND).mean() < 0.1
+        expected = np.where(scene.labels == GROUND, GROUND, OTHER)
         for instance in scene.instances:
             expected[to_pixels(instance.mask)] = instance.thing.ade_label
         decoys = scene.labels == DECOY

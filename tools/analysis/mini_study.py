@@ -97,7 +97,7 @@ SEARCH = [
 ]
 SEARCH_NEAR = [
     'data/mini_search_near',
-    *'--train 1600 --val 100 --size 96 96 --classes 3 --objects 2 4 --empty 0 --decoys 2 4 --seed 1'.split(),
+    *'--train 1600 --val 100 --size 96 96 --classes 3 --objects 4 6 --empty 0 --decoys 2 3 --seed 1'.split(),
 ]
 # Scenes of many small objects, and larger scenes of few of them.
 SMALL_OBJECTS = ['data/mini_small', *'--shares 0.6 0.4 0 --smallest 12 --objects 2 7 --val 200'.split()]

@@ -10,12 +10,13 @@ import colorsys
 import cv2
 import numpy as np
 
-from .mini_scenes import FINE, Instance, Options, Scene, to_pixels
+from .mini_scenes import FINE, OTHER, Instance, Options, Scene, to_pixels
 from .mini_shapes import SURFACES, ThingClass
 
 DIAMETER = (8.0, 13.0)  # of targets in image pixels
 THING_HUES, GROUND_HUES = (0.92, 1.42), (0.42, 0.92)  # of one circle; what lies between two of one kind is of that kind
 CLUTTER = 0.011  # spots of the ground to an image pixel
+LABELLED = 0.08  # share of these that the labels of ADE20K name
 BARE = 0.15  # share of the picture without them
 GROUND, DECOY = SURFACES['sand'], 35  # ADE20K's labels, the latter of rocks
 GAP = 2.0  # least distance between two things in image pixels
@@ -42,13 +43,12 @@ def draw_search(options: Options, split: int, index: int) -> Scene:
     """
     rng = np.random.default_rng((options.seed, split, index, 1))
     width, height = options.size
-    canvas = _ground(rng, height * FINE, width * FINE)
+    canvas, labels = _ground(rng, height * FINE, width * FINE)
 
     empty = 0.618034 * (index + 1) % 1 < options.empty
     targets = 0 if empty else rng.integers(*options.objects, endpoint=True)
     kinds = [TARGETS[rng.integers(options.classes)] for _ in range(targets)]
     kinds += [None] * rng.integers(*options.decoys, endpoint=True)
-    labels = np.full((height * FINE, width * FINE), GROUND, np.uint8)
     instances, decoys, placed = [], [], np.zeros((0, 3))
     for kind in kinds:
         diameter = np.exp(rng.uniform(*np.log(DIAMETER)))
@@ -84,8 +84,11 @@ def _colour(rng: np.random.Generator, hues: tuple[float, float]) -> np.ndarray:
     )
 
 
-def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A picture (height, width, 3) of grey ramps, fine grain, and spots as large and as colourful as things are."""
+def _ground(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (height, width, 3) of grey ramps, fine grain, and spots as large and as colourful as things are.
+
+    Of the labels (height, width) a few spots have one, so that what is labelled is not nearly all ground.
+    """
     x, y = np.meshgrid(np.linspace(-0.5, 0.5, width), np.linspace(-0.5, 0.5, height))
     angle = rng.uniform(0, 2 * np.pi)
     ramp = rng.uniform(0.4, 0.6) + rng.uniform(0, 0.25) * (np.cos(angle) * x + np.sin(angle) * y)
@@ -95,13 +98,18 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     # Bare ground where a coarse map of noise is lowest.
     coarse = cv2.resize(rng.standard_normal((6, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     bare = coarse < np.quantile(coarse, BARE)
-    for _ in range(round(CLUTTER * height * width / FINE**2)):
+    labels = np.full((height, width), OTHER, np.uint8)
+    count = round(CLUTTER * height * width / FINE**2)
+    for number in range(count):
         at = rng.integers(width), rng.integers(height)
         if bare[at[::-1]]:
             continue
         outline = _blob(rng, 0.15, 0.65) * np.exp(rng.uniform(*np.log(DIAMETER))) / 2 * FINE + at
-        cv2.fillPoly(canvas, [outline.round().astype(np.int32)], _colour(rng, GROUND_HUES).tolist())
-    return canvas
+        outline = outline.round().astype(np.int32)
+        cv2.fillPoly(canvas, [outline], _colour(rng, GROUND_HUES).tolist())
+        if number > (1 - LABELLED) * count:
+            cv2.fillPoly(labels, [outline], GROUND)
+    return canvas, labels
 
 
 def _bars(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, kind: ThingClass | None) -> np.ndarray:
