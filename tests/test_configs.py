@@ -121,14 +121,14 @@ def test_parameters_of_defocus(name, backbone, millions):
 @pytest.mark.parametrize(
     ('name', 'backbone', 'millions'),
     [
-        ('mask-rcnn_flexvit-s_simple-fpn_1x_coco', 24_326_784, 45),
-        ('mask-rcnn_flexvit-b_simple-fpn_1x_coco', 96_429_312, 120),
+        ('mask-rcnn_flexvit-s_simple-fpn_1x_coco', 22_850_692, 44),
+        ('mask-rcnn_flexvit-b_simple-fpn_1x_coco', 90_528_004, 114),
         ('mask-rcnn_fcvit-b12_fpn_flexattention_1x_coco', 14_189_856, 37),
-        ('cascade-mask-rcnn_flexvit-s_simple-fpn_amp-ms-3x_coco', 24_326_784, 78),
-        ('cascade-mask-rcnn_flexvit-b_simple-fpn_amp-ms-3x_coco', 96_429_312, 152),
-        ('dino-4scale_flexvit-b_8xb2-12e_coco', 96_429_312, 118),
-        ('flexvit-s_upernet_8xb2-160k_ade20k-512x512', 24_326_784, 56),
-        ('flexvit-b_upernet_8xb2-160k_ade20k-512x512', 96_429_312, 131),
+        ('cascade-mask-rcnn_flexvit-s_simple-fpn_amp-ms-3x_coco', 22_850_692, 77),
+        ('cascade-mask-rcnn_flexvit-b_simple-fpn_amp-ms-3x_coco', 90_528_004, 147),
+        ('dino-4scale_flexvit-b_8xb2-12e_coco', 90_528_004, 113),
+        ('flexvit-s_upernet_8xb2-160k_ade20k-512x512', 22_850_692, 55),
+        ('flexvit-b_upernet_8xb2-160k_ade20k-512x512', 90_528_004, 125),
         ('fcvit-b12_fpn_flexattention_4xb8-40k_ade20k-512x512', 14_189_856, 21),
     ],
 )

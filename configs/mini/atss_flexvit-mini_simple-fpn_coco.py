@@ -1,7 +1,6 @@
 # ATSS with a small FlexViT on generated scenes of 256×192 pixels with few and small objects, minutes on a CPU:
 #   python tools/data/make_mini.py data/mini_sparse --size 256 192 --objects 2 5 --shares 1 0 0 --smallest 12 --crowd 0
-# It is to start from the weights of vit-mini_upernet_ade20k.py (`load_from`). After a single plain layer it is the
-# selection that decides how much becomes of a high-resolution token.
+# It is to start from the weights of vit-mini_upernet_ade20k.py (`load_from`).
 _base_ = [
     '../_base_/runtime.py',
     '../_base_/datasets/mini_coco_instance.py',
@@ -23,7 +22,6 @@ model = dict(
         arch=dict(embed_dims=128, depth=6, num_heads=4, mlp_ratio=2),
         patch_size=8,
         pretrain_size=128,
-        num_plain_layers=1,
         cell_size=1,
         drop_path_rate=0.1,
     ),
@@ -69,4 +67,4 @@ test_evaluator = val_evaluator
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellRuleHook')]

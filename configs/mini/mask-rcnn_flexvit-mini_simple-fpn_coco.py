@@ -15,7 +15,6 @@ model = dict(
         arch=dict(embed_dims=128, depth=6, num_heads=4, mlp_ratio=2),
         patch_size=8,
         pretrain_size=128,
-        num_plain_layers=2,
         cell_size=1,
         drop_path_rate=0.1,
     ),

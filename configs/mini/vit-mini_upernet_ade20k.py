@@ -7,7 +7,7 @@ scale = (320, 256)
 
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
-    backbone=dict(num_plain_layers=6, out_indices=(1,)),
+    backbone=dict(num_glance_layers=6, out_indices=(1,)),
 )
 
 resize = dict(type='Resize', scale=scale, keep_ratio=True)

@@ -41,7 +41,7 @@ SCALE = Rule(lambda n: n > 0, 'above 0: 1 for images of the size of pretraining,
 RULES: dict[str, Rule] = {
     **dict.fromkeys(('depth', 'depths', 'num_layers', 'num_heads', 'num_classes', 'num_outs'), COUNT),
     **dict.fromkeys(('embed_dims', 'in_channels', 'out_channels', 'd_inner', 'dt_rank', 'group_norm_size'), COUNT),
-    **dict.fromkeys(('patch_size', 'pretrain_size', 'cell_size', 'num_plain_layers'), COUNT),
+    **dict.fromkeys(('patch_size', 'pretrain_size', 'cell_size', 'num_glance_layers'), COUNT),
     'd_state': Rule(lambda n: n >= 2 and n % 2 == 0, 'an even integer from 2', whole=True),
     'zoom': Rule(
         lambda n: n >= 2,
@@ -56,6 +56,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(('layer_scale_init_value', 'loss_weight'), NOT_NEGATIVE),
     'select_ratio': Rule(
         lambda n: 0 <= n <= 1, 'the share of high-resolution cells to attend to, from 0 (none) to 1 (all)'
+    ),
+    'select_explore': Rule(
+        lambda n: 0 <= n <= 1, 'the share of selected cells to draw at random in training, from 0 (none) to 1 (all)'
     ),
     'select_threshold': Rule(
         lambda n: 0 <= n <= 255, 'a number from 0 to 255, the scale on which relevance is compared, such as 48'

@@ -49,7 +49,7 @@ def train(work_dir, model: nn.Module, by_epoch: bool = True, **kwargs) -> None:
 
 
 def build_model() -> Model:
-    return Model(FlexViT(SMALL, patch_size=4, pretrain_size=16, num_plain_layers=1))
+    return Model(FlexViT(SMALL, patch_size=4, pretrain_size=16, num_glance_layers=1))
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])

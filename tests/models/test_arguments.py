@@ -21,7 +21,7 @@ BAD = {
     **dict.fromkeys(('in_channels', 'out_channels', 'num_outs', 'num_classes', 'num_layers'), COUNT),
     **dict.fromkeys(('patch_size', 'cell_size'), COUNT),
     # None is the default of some.
-    **dict.fromkeys(('pretrain_size', 'num_plain_layers'), (*COUNT[:-1], 100)),
+    **dict.fromkeys(('pretrain_size', 'num_glance_layers'), (*COUNT[:-1], 100)),
     'd_state': (0, 3, 4.0),
     'zoom': (1, 1.5, True),
     **dict.fromkeys(('low_level', 'high_level', 'start_level'), (-1, 1.5, 'P3')),
@@ -30,7 +30,7 @@ BAD = {
     **dict.fromkeys(('mlp_ratio', 'rope_scale', 'delta_scale'), SCALE),
     **dict.fromkeys(('drop_rate', 'drop_path_rate'), RATE),
     **dict.fromkeys(('layer_scale_init_value', 'loss_weight'), (-1e-6, float('nan'), '1')),
-    'select_ratio': (-0.1, 1.1, float('nan'), 25),
+    **dict.fromkeys(('select_ratio', 'select_explore'), (-0.1, 1.1, float('nan'), 25)),
     'select_threshold': (-1, 256, float('nan')),
 }
 BAD_IN_FCVIT = {
@@ -57,7 +57,7 @@ def cases():
 
 @pytest.mark.parametrize(('network', 'name', 'value'), cases())
 def test_wrong_number_is_refused_by_name(network, name, value):
-    if network is FlexViT and name == 'num_plain_layers' and value is None:
+    if network is FlexViT and name == 'num_glance_layers' and value is None:
         return
     with pytest.raises(UserError, match=f'`{name}`') as error, torch.device('meta'):
         build(network, **{name: value})
@@ -92,7 +92,7 @@ GOOD = [
     *((network, dict(drop_path_rate=0.999)) for network in BACKBONES),
     (FCViT, dict(embed_dims=(8,), depths=[1], mlp_ratios=(0.5,), out_indices=0, drop_rate=0.999)),
     (FCViT, dict(layer_scale_init_value=0)),
-    (FlexViT, dict(num_plain_layers=2, select_ratio=0)),
+    (FlexViT, dict(num_glance_layers=2, select_ratio=0)),
     (FlexViT, dict(select_ratio=1, cell_size=1, zoom=3)),
     (FlexViT, dict(select_mode='threshold', select_threshold=255)),
     (DefocusMamba, dict(d_state=2, dt_rank=1, group_norm_size=1, rope_scale=1, delta_scale=1e-3)),

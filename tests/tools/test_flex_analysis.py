@@ -1,7 +1,6 @@
 import re
 from pathlib import Path
 
-from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.layers.selection import TokenSelector
 from mmvisattn.models.necks import FlexAttentionNeck
@@ -11,10 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData
 
 from .utils import load_tool, run_tool
 
@@ -23,7 +20,7 @@ SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 BACKBONE = f"""
 model = dict(
     backbone=dict(
-        _delete_=True, type='mmvisattn.FlexViT', arch={SMALL}, patch_size=8, pretrain_size=64, num_plain_layers=1
+        _delete_=True, type='mmvisattn.FlexViT', arch={SMALL}, patch_size=8, pretrain_size=64, num_glance_layers=1
     ),
 """
 # Cells of 32 pixels in backbone and neck.
@@ -67,62 +64,6 @@ def test_flex_cost_counts_what_the_formula_says():
     dim, tokens = 192, 64
     layer = 2 * 12 * tokens * dim**2 + 2 * 2 * tokens**2 * dim
     assert counted == 12 * layer + 2 * tokens * 3 * 16**2 * dim
-
-
-def test_flex_relevance_compares_each_layer_that_selects():
-    tool = load_tool('analysis/flex_relevance')
-    torch.manual_seed(0)
-    network = FlexViT(SMALL, patch_size=8, pretrain_size=64, num_plain_layers=1).eval()
-    recorder = tool.Recorder(network)
-    sample = DetDataSample(metainfo=dict(scale_factor=(2.0, 3.0)))
-    sample.gt_instances = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 48.0, 32.0], [1.0, 2.0, 9.0, 8.0]]))
-    recorder.annotate([sample, DetDataSample()])
-    chosen = []
-    network.selector.register_forward_hook(lambda *args: chosen.append(args[-1].mask((3, 3))[0].double().mean()))
-    with torch.no_grad():
-        network(torch.randn(2, 3, 96, 96))
-    layers = [(f'FlexViT layer {i}', kind) for i in (1, 2, 3) for kind in ('contrast', 'received')]
-    assert list(recorder.agreement) == list(recorder.coverage) == layers
-    for layer in layers:
-        # The map is so small that nothing is averaged: the estimate is exact.
-        torch.testing.assert_close(torch.cat(recorder.agreement[layer]), torch.ones(2, 2).double())
-        shares = torch.cat(recorder.coverage[layer])
-        # The first box is the whole image: of it so much is covered as is chosen.
-        torch.testing.assert_close(shares[0], torch.full((2,), 2 / 9).double())
-        assert shares.shape == (2, 2) and (shares[:, 0] == shares[:, 1]).all()
-    assert set(recorder.chosen) == {2 / 9}
-    assert len(recorder.table()) == 2 + 6
-    assert '| FlexViT layer 1 | contrast | 1.000 (1.000) | 100.0% |' in recorder.table()[2]
-    with pytest.raises(UserError, match='no FlexAttention'):
-        tool.Recorder(torch.nn.Conv2d(3, 3, 1))
-
-
-def test_flex_relevance_prints_the_table_of_a_detector_with_backbone_and_neck(det_config, tmp_path, capsys):
-    config, checkpoint = flex_config(det_config, BACKBONE + WITH_NECK, tmp_path)
-    run_tool('analysis/flex_relevance', config, checkpoint, '--images', 2, '--work-dir', tmp_path)
-    printed = capsys.readouterr().out
-    assert re.search(r'^\d+ pictures, [\d.]+% of the cells chosen; ', printed, re.M)
-    rows = re.findall(r'^\| (\w+ layer \d) \| (\w+) \| .* \| [\d.]+% \| ([\d.]+)% \| ([\d.]+)% \|$', printed, re.M)
-    layers = [*(f'FlexViT layer {i}' for i in (1, 2, 3)), *(f'FlexAttentionNeck layer {i}' for i in (1, 2))]
-    assert [row[:2] for row in rows] == [(layer, kind) for layer in layers for kind in ('contrast', 'received')]
-    assert all(0 <= float(share) <= 100 for row in rows for share in row[2:])
-
-
-def test_covered_by_hand():
-    tool = load_tool('analysis/flex_relevance')
-    mask = torch.tensor([[True, False, False], [False, True, False]])
-    boxes = torch.tensor(
-        [[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 20.0, 16.0], [5.0, 4.0, 15.0, 12.0], [20.0, 0.0, 29.0, 9.0]]
-    )
-    shares = tool.covered(boxes, mask, (8, 10))
-    torch.testing.assert_close(shares, torch.tensor([1.0, 0.5, 0.5, 0.0]).double())
-
-
-def test_rank_correlation():
-    tool = load_tool('analysis/flex_relevance')
-    a = torch.tensor([[1.0, 5.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]])
-    b = torch.tensor([[0.1, 0.3, 0.2, 0.4], [4.0, 3.0, 2.0, 1.0]])
-    torch.testing.assert_close(tool.rank_correlation(a, b), torch.tensor([1.0, -1.0]).double())
 
 
 def flex_config(base: Path, text: str, folder: Path) -> tuple[Path, Path]:
@@ -177,7 +118,7 @@ def bright_cells(panel: np.ndarray, picture: np.ndarray, shape: tuple[int, int])
     return ratio > 0.95
 
 
-def test_flex_cells_draws_what_each_layer_selected(det_config, mini_data, tmp_path, monkeypatch, capsys):
+def test_flex_cells_draws_what_backbone_and_neck_selected(det_config, mini_data, tmp_path, monkeypatch, capsys):
     config, checkpoint = flex_config(det_config, BACKBONE + WITH_NECK, tmp_path)
     chosen = watch_selections(monkeypatch, (3, 4))
     run_tool('analysis/flex_cells', config, checkpoint, '--images', 2, '--out-dir', tmp_path / 'cells')
@@ -185,9 +126,9 @@ def test_flex_cells_draws_what_each_layer_selected(det_config, mini_data, tmp_pa
     drawings = [tmp_path / 'cells' / image.name for image in images]
     assert capsys.readouterr().out.splitlines()[-2:] == [str(drawing) for drawing in drawings]
     assert sorted((tmp_path / 'cells').iterdir()) == drawings
-    assert len(chosen) == 2 * 5
+    assert len(chosen) == 2 * 2
     for image, drawing in zip(images, drawings):
-        panels = panels_of(drawing, (240, 320), [4, 3])  # 3 layers of FlexViT, 2 of the neck
+        panels = panels_of(drawing, (240, 320), [2, 2])  # backbone and neck
         expected = cv2.resize(cv2.imread(str(image)), (320, 240), interpolation=cv2.INTER_CUBIC)
         for picture, *layers in panels:
             assert np.abs(picture - expected).mean() < 3
@@ -203,7 +144,7 @@ def test_flex_cells_draws_each_crop_of_a_given_picture(seg_config, mini_data, tm
     chosen = watch_selections(monkeypatch, (2, 2))
     run_tool('analysis/flex_cells', config, checkpoint, image, '--out-dir', tmp_path / 'cells')
     assert list((tmp_path / 'cells').iterdir()) == [tmp_path / 'cells' / image.name]
-    panels = panels_of(tmp_path / 'cells' / image.name, (PANEL_SIZE, PANEL_SIZE), [4] * 4)
+    panels = panels_of(tmp_path / 'cells' / image.name, (PANEL_SIZE, PANEL_SIZE), [2] * 4)
     for picture, *layers in panels:
         for layer in layers:
             np.testing.assert_array_equal(bright_cells(layer, picture, (2, 2)), chosen.pop(0))
@@ -211,15 +152,15 @@ def test_flex_cells_draws_each_crop_of_a_given_picture(seg_config, mini_data, tm
 
 
 @pytest.mark.parametrize(
-    ('network', 'levels', 'first', 'cell'),
+    ('network', 'levels', 'layer', 'cell'),
     [
-        (FlexViT(SMALL, 8, 64, zoom=3, num_plain_layers=2, cell_size=1), None, 3, (24, 24)),
+        (FlexViT(SMALL, 8, 64, zoom=3, num_glance_layers=2, cell_size=1), None, 2, (24, 24)),
         # 45 rows are 6 tokens of stride 8 and 3 of stride 16, whose cells are two high.
-        (FlexAttentionNeck(16, 1, 0, num_heads=2, cell_size=2), [(6, 9), (3, 5)], 2, (30, 280 / 9)),
+        (FlexAttentionNeck(16, 1, 0, num_heads=2, cell_size=2), [(6, 9), (3, 5)], 1, (30, 280 / 9)),
     ],
     ids=['backbone', 'neck'],
 )
-def test_recorder_numbers_the_layers_and_measures_the_cells(network, levels, first, cell):
+def test_recorder_numbers_the_layer_and_measures_the_cells(network, levels, layer, cell):
     tool = load_tool('analysis/flex_cells')
 
     class Model(torch.nn.Module):
@@ -241,10 +182,10 @@ def test_recorder_numbers_the_layers_and_measures_the_cells(network, levels, fir
     assert len(recorder.views) == 2
     for view in recorder.views:
         assert view.network == type(network).__name__
-        assert list(view.layers) == list(range(first, len(network.blocks) + 1))
+        assert view.layer == layer
         assert view.cell == pytest.approx(cell)
-        for cells in view.layers.values():  # they cover the image, and there are no more of them than that takes
-            assert all(side * n >= size > side * (n - 1) for side, n, size in zip(cell, cells.shape, (45, 70)))
+        # they cover the image, and there are no more of them than that takes
+        assert all(side * n >= size > side * (n - 1) for side, n, size in zip(cell, view.chosen.shape, (45, 70)))
 
 
 def test_flex_cells_refuses(det_config, mini_data, tmp_path, capsys):

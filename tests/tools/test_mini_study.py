@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 
@@ -54,7 +55,17 @@ def test_a_study_trains_each_variant_once_and_tests_it_under_other_settings(stud
     smaller = 'test_dataloader.dataset.pipeline.1.scale=(80,64)'
     study = dataclasses.replace(study, tests={'half the size': ('decay and rotation', [smaller])})
     monkeypatch.setitem(study_tool.STUDIES, 'filter', study)
-    argv = ['filter', '--seeds', '0', '--jobs', '1', '--work-dir', str(tmp_path / 'studies')]
+    argv = [
+        'filter',
+        '--seeds',
+        '0',
+        '--jobs',
+        '1',
+        '--work-dir',
+        str(tmp_path / 'studies'),
+        '--results',
+        str(tmp_path / 'results.json'),
+    ]
     study_tool.main(argv)
     printed = capsys.readouterr().out
     commands = re.findall(r'^\$ python tools/train.py .*$', printed, re.M)
@@ -74,17 +85,48 @@ def test_a_study_trains_each_variant_once_and_tests_it_under_other_settings(stud
     assert 'tools/train.py' not in again and 'tools/test.py' not in again
     assert again.strip().splitlines()[-5:] == printed.strip().splitlines()[-5:]
 
+    # The figures alone are enough, where the work directory is gone.
+    shutil.rmtree(folder)
+    study_tool.main(argv)
+    from_results = capsys.readouterr().out
+    assert 'tools/train.py' not in from_results
+    assert from_results.strip().splitlines()[-5:] == printed.strip().splitlines()[-5:]
+
 
 def test_a_training_that_fails_stops_the_study(study, tmp_path, monkeypatch):
     monkeypatch.delitem(study.variants, 'decay and rotation')
     monkeypatch.setitem(study.variants, 'neither', study_tool.Variant(['model.backbone.decy=False']))
     with pytest.raises(SystemExit, match="'neither', seed 0: status .*log.txt; the same command goes on"):
-        study_tool.main(['filter', '--seeds', '0', '--jobs', '2', '--work-dir', str(tmp_path / 'studies')])
+        study_tool.main(
+            [
+                'filter',
+                '--seeds',
+                '0',
+                '--jobs',
+                '2',
+                '--work-dir',
+                str(tmp_path / 'studies'),
+                '--results',
+                str(tmp_path / 'results.json'),
+            ]
+        )
 
 
 def test_a_study_of_two_stages_starts_from_the_weights_of_the_first(tmp_path, monkeypatch, capsys):
     study = shrink_study('neck', tmp_path, monkeypatch)
-    study_tool.main(['neck', '--seeds', '3', '--jobs', '1', '--work-dir', str(tmp_path / 'studies')])
+    study_tool.main(
+        [
+            'neck',
+            '--seeds',
+            '3',
+            '--jobs',
+            '1',
+            '--work-dir',
+            str(tmp_path / 'studies'),
+            '--results',
+            str(tmp_path / 'results.json'),
+        ]
+    )
     printed = capsys.readouterr().out
     commands = re.findall(r'^\$ python tools/train.py .*$', printed, re.M)
     assert len(commands) == 3  # the segmentor once: it is the same for both variants
@@ -116,3 +158,18 @@ def test_the_table_scales_metrics_by_their_names(tmp_path, capsys):
         training.result_file.write_text(json.dumps(figures))
     study_tool.print_table(study, [plan])
     assert '| one | 0.008 (0.008) | 0.800 (0.800) |' in capsys.readouterr().out
+
+
+def test_gap_closed_by_hand(tmp_path):
+    stages = [study_tool.Stage('detector.py', [], {'coco/bbox_mAP_50': 'AP50'})]
+    figures = {'low': (0.1, 0.2, 0.3), 'half': (0.2, 0.4, 0.5), 'all': (0.5, 0.6, 0.7)}
+    study = study_tool.Study({name: study_tool.Variant() for name in figures}, stages, gap=('low', 'all'))
+    plans = [study_tool.plan(study, seed, tmp_path) for seed in range(3)]
+    for seed, plan in enumerate(plans):
+        for name, (training,) in plan.items():
+            training.folder.mkdir(parents=True)
+            training.result_file.write_text(json.dumps({'coco/bbox_mAP_50': figures[name][seed]}))
+    # differences of 0.25, 0.5 and 0.5 of a gap of 0.4; t is 4.303 with two degrees of freedom
+    assert study_tool.gap_closed(study.gap, 'half', plans) == '0.42 (0.06–0.78)'
+    assert study_tool.gap_closed(study.gap, 'half', plans[:1]) == '0.25'
+    assert study_tool.gap_closed(study.gap, 'all', plans) == '–'

@@ -1,8 +1,8 @@
-"""Draw which cells of the high resolution each layer of FlexAttention attends to.
+"""Draw which cells of the high resolution FlexAttention chooses.
 
-A row of panels for each picture: the picture as the network sees it, then a panel for each hierarchical layer with all
-but its cells dimmed. (The cells of a layer are those that the attention of the layer before points at.) A model that
-tests crop by crop gets a row for each crop; one with several networks of the kind, a row for each of them.
+A row of two panels for each picture: the picture as the network sees it, then the same with all but the chosen cells
+dimmed. A model that tests crop by crop gets a row for each crop; one with several networks of the kind, a row for each
+of them.
 
 Example:
     python tools/analysis/flex_cells.py CONFIG CHECKPOINT street.jpg --out-dir cells
@@ -74,19 +74,20 @@ def find_targets(images: Sequence[str], out_dir: str) -> dict[str, Path]:
 
 @dataclass
 class View:
-    """What the layers of one network attended to in one forward.
+    """What one network chose in one forward.
 
     Args:
         network (str): Name of the network's class.
         image (Tensor): The normalised input of the model, (3, H, W).
-        layers (dict[int, np.ndarray]): Number of each hierarchical layer, from 1 over all layers, and its cells,
-            boolean, (rows, columns).
+        layer (int): Number of the layer, from 1, after which it chose.
+        chosen (np.ndarray): Boolean, (rows, columns) of cells.
         cell (tuple[float, float]): Height and width of a cell in pixels.
     """
 
     network: str
     image: Tensor
-    layers: dict[int, np.ndarray]
+    layer: int
+    chosen: np.ndarray
     cell: tuple[float, float]
 
 
@@ -105,7 +106,6 @@ class Recorder:
         if not networks:
             raise UserError('the model has no FlexAttention; give the config of a FlexViT or FlexAttentionNeck')
         self.views: list[View] = []
-        self.chosen: list[np.ndarray] = []
         model.backbone.register_forward_pre_hook(self._note_image)
         for network in networks:
             network.selector.register_forward_hook(self._note_selection)
@@ -115,19 +115,17 @@ class Recorder:
         self.image = args[0][0]
 
     def _note_selection(self, selector: TokenSelector, args: tuple, selection: Selection) -> None:
-        rows, columns = (-(-n // selector.cell_size) for n in args[0].shape[1:])
-        self.chosen.append(selection.mask((rows, columns))[0].cpu().numpy())
+        self.chosen = selection.mask(args[0].shape[1:])[0].cpu().numpy()
 
     def _note_network(self, network: nn.Module, args: tuple, outs: tuple[Tensor, ...]) -> None:
-        first = len(network.blocks) - len(self.chosen) + 1
-        layers, self.chosen = dict(enumerate(self.chosen, first)), []
+        layer = network.num_glance_layers if isinstance(network, FlexViT) else 1
         if isinstance(network, FlexViT):
             token = (network.patch_size,) * 2
         else:
             # The fine level spans the image; of sizes that do not divide it, to within a token.
             token = tuple(n / m for n, m in zip(self.image.shape[1:], outs[network.high_level].shape[2:]))
         cell = tuple(side * network.zoom * network.cell_size for side in token)
-        self.views.append(View(type(network).__name__, self.image, layers, cell))
+        self.views.append(View(type(network).__name__, self.image, layer, self.chosen, cell))
 
 
 def load_weights(model: nn.Module, path: str) -> None:
@@ -167,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for view in recorder.views:
             picture = to_picture(view.image, model.data_preprocessor, bgr_to_rgb)[:height, :width]
-            rows.append(draw_layers(picture, view.network, view.layers, view.cell))
+            rows.append(draw_layers(picture, view.network, {view.layer: view.chosen}, view.cell))
         recorder.views.clear()
         target.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(target), stack_rows(rows))

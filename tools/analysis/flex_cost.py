@@ -3,8 +3,8 @@
 Rows: the ViT on the shrunk image, FlexViT at several ratios of selected cells, and the ViT on the full image. FLOPs are
 counted by torch's counter on the real forward, selection included. The variants are timed in turn, A B C A B C …, so
 that a noisy machine hits all alike; the ratios are of medians. Memory is the peak above the weights and the image.
-The last table gives the share of a hierarchical layer that it costs to select: to estimate the relevance, choose cells,
-gather their tokens and write them back.
+The last table gives the share of a hierarchical layer that it costs, once for all layers, to judge and choose cells, to
+gather their pixels and positions, and to add to the map what became of them.
 
 Example:
     python tools/analysis/flex_cost.py --arch base --sizes 512x512 1024x1024 800x1344 --batches 1 2
@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.cells import Tiling, attend_and_write_back, gather_cells
+from mmvisattn.models.layers.cells import Tiling, add_tokens, gather_tokens
+from mmvisattn.models.layers.selection import pool_to_cells
 
 import torch
 import torch.nn.functional as F
@@ -103,32 +104,38 @@ def costs(
 
 @torch.no_grad()
 def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple[int, int]) -> list[str]:
-    """Cost of selection beside a layer that is given its tokens: a row of the last table."""
-    block, selector, relevance = network.blocks[-1], network.selector, network.relevance
-    step = network.patch_size * network.zoom * network.cell_size
-    high_grid = tuple(-(-n // step) * step // network.patch_size for n in size)
-    low_grid = tuple(n // network.zoom for n in high_grid)
+    """Cost of selection beside a hierarchical layer: a row of the last table."""
+    side = network.patch_size * network.zoom * network.cell_size
+    cell_grid = tuple(-(-n // side) for n in size)
+    tiling = Tiling(tuple(n * side // network.patch_size for n in cell_grid), (network.cell_size * network.zoom,) * 2)
+    low_grid = tuple(n // network.zoom for n in tiling.size)
     dim = network.norm.normalized_shape[0]
-    low = torch.randn(batch, low_grid[0] * low_grid[1], dim, device=args.device)
-    tiling = Tiling(high_grid, (network.cell_size * network.zoom,) * 2)
-    cells = tiling.split(torch.randn(batch, *high_grid, dim, device=args.device))
-    _, _, q, k = block(low)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, device=args.device)
+
+    low, fused, positions = (draw(rows * columns, dim) for rows, columns in (low_grid, tiling.size, tiling.size))
+    pixels = draw(cell_grid[0] * cell_grid[1], 3 * side**2)
+    count = network.selector.count(cell_grid[0] * cell_grid[1]) * tiling.cell[0] * tiling.cell[1]
+    both = draw(low.shape[1] + count, dim)
 
     def layer() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
-            block(low, high)
+            network.blocks[-1].forward_both(both, low.shape[1])
 
-    def layer_and_selection() -> None:
+    def selection() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
-            attend_and_write_back(block, low, cells, selector(relevance(q, k, low_grid)))
+            relevance = pool_to_cells(network.relevance(low, low_grid), network.cell_size)
+            chosen = network.selector(relevance)
+            index, keep = tiling.locate(chosen)
+            gather_tokens(pixels, chosen.indices)
+            high = gather_tokens(positions, index)
+            add_tokens(fused, index, high * chosen.gate(relevance, tiling.cell[0] * tiling.cell[1]), keep)
 
-    high = gather_cells(cells, selector(relevance(q, k, low_grid)).indices)
-    steps = dict(layer=layer, both=layer_and_selection)
-    counted = {name: flops(step) for name, step in steps.items()}
-    times = times_in_turn(steps, args.rounds * 3, args.device)
-    more_flops = counted['both'] / counted['layer'] - 1
-    more_time = statistics.median(both / layer for both, layer in zip(times['both'], times['layer'])) - 1
-    return [_shape(batch, size), f'{selector.ratio:.0%}', f'{more_flops:.2%}', f'{more_time:.1%}']
+    times = times_in_turn(dict(layer=layer, selection=selection), args.rounds * 3, args.device)
+    share = statistics.median(part / whole for part, whole in zip(times['selection'], times['layer']))
+    more_flops = flops(selection) / flops(layer)
+    return [_shape(batch, size), f'{network.selector.ratio:.0%}', f'{more_flops:.2%}', f'{share:.1%}']
 
 
 def _shape(batch: int, size: tuple[int, int]) -> str:
@@ -165,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         title = f'{args.arch}, zoom {args.zoom}, {"float16" if args.amp else "float32"}, {_shape(batch, size)}'
         reports.add_table(report, title, columns, costs(args, variants, batch, size))
     rows = [overhead(args, network, batch, size) for batch, size in inputs for network in flex.values()]
-    reports.add_table(report, 'What selection adds to a layer', ['input', 'selected', 'FLOPs', 'time'], rows)
+    reports.add_table(report, 'What selection costs beside a layer', ['input', 'selected', 'FLOPs', 'time'], rows)
     reports.write(report, args.json)
 
 

@@ -3,7 +3,7 @@
 Each training is ``tools/train.py`` with a config of ``configs/mini``, settings of its own and a seed, some after one
 another; the figures are those of the validation at the end. What is finished is kept: a second run goes on where the
 first one stopped, and ``--seeds`` may be raised later. Variants take turns, so that an early stop leaves them evenly
-measured.
+measured. Figures are read from and added to ``docs/studies/STUDY.json`` too, so that they outlast the work directory.
 
 Example:
     python tools/data/make_mini.py data/mini
@@ -11,15 +11,22 @@ Example:
 """
 
 import argparse
+import ast
+import json
 import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mmengine.config import Config
+from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
@@ -69,6 +76,8 @@ class Study:
             variant and ``--cfg-options``, by name.
         flops_size (tuple[int, int], optional): Height and width of the images for which backbone and neck are counted;
             None for no such column.
+        gap (tuple[str, str], optional): Variants at the ends of a scale, on which the first metric of the others is
+            told too, paired by seed; None for no such column.
     """
 
     variants: dict[str, Variant]
@@ -76,10 +85,20 @@ class Study:
     data: list[list[str]] = field(default_factory=lambda: [['data/mini']])
     tests: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     flops_size: tuple[int, int] | None = None
+    gap: tuple[str, str] | None = None
 
 
 # A job has one core, which loads its pictures too.
 ONE_PROCESS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+# A search for one or two targets among decoys, and what is to be learned of it from near.
+SEARCH = [
+    'data/mini_search',
+    *'--train 800 --val 300 --size 256 256 --classes 3 --objects 1 2 --empty 0.1 --decoys 6 10'.split(),
+]
+SEARCH_NEAR = [
+    'data/mini_search_near',
+    *'--train 1600 --val 100 --size 96 96 --classes 3 --objects 4 6 --empty 0 --decoys 2 3 --seed 1'.split(),
+]
 # Scenes of many small objects, and larger scenes of few of them.
 SMALL_OBJECTS = ['data/mini_small', *'--shares 0.6 0.4 0 --smallest 12 --objects 2 7 --val 200'.split()]
 SPARSE_OBJECTS = [
@@ -89,7 +108,8 @@ SPARSE_OBJECTS = [
 ADE_OF_SMALL = [
     f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS[0]}/ade/ADEChallengeData2016' for split in ('train', 'val')
 ]
-SELECT = 'model.backbone.select_'
+BACKBONE = 'model.backbone.'
+RULE = 'custom_hooks.3.rule='
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -110,38 +130,67 @@ STUDIES = {
             )
         ],
     ),
-    # What it buys FlexViT to look closely, and to look where its attention points.
-    'flex': Study(
+    # What it buys FlexViT to look closely, and to look where its questions point, in a search for small targets.
+    'search': Study(
+        variants={
+            # A plain ViT on the shrunk image; its map is four times as coarse, so the pyramid begins further down.
+            'low resolution': Variant(
+                [BACKBONE + 'num_glance_layers=6', BACKBONE + 'out_indices=(1,)', 'model.neck.start_level=0']
+            ),
+            '0 %': Variant([BACKBONE + 'select_ratio=0.0']),
+            '10 %, chance': Variant([RULE + 'chance']),
+            '10 %, centre': Variant([RULE + 'centre']),
+            '10 %, pixel deviation': Variant([RULE + 'deviation']),
+            '10 %, chosen': Variant(),
+            '10 %, truth': Variant([RULE + 'truth']),
+            'all': Variant([BACKBONE + 'select_ratio=1.0']),
+        },
+        stages=[
+            Stage(config='configs/mini/fcn_vit-search_ade20k.py', options=ONE_PROCESS, common=True),
+            Stage(
+                config='configs/mini/atss_flexvit-search_coco.py',
+                options=ONE_PROCESS,
+                metrics={'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'cells/recall': 'targets met'},
+            ),
+        ],
+        data=[SEARCH_NEAR, SEARCH],
+        # The weights that know all cells, with a tenth of them to look at.
+        tests={
+            f'all, tested at 10 %, {rule}': ('all', [BACKBONE + 'select_ratio=0.1', RULE + rule])
+            for rule in ('chance', 'deviation', 'relevance', 'truth')
+        },
+        flops_size=(256, 256),
+        gap=('low resolution', 'all'),
+    ),
+    # The same on scenes full of small objects, where there is something to see in many places.
+    'dense': Study(
         variants={
             # The same ViT without the full image; its map is half as fine, so the pyramid begins a step further up.
             'low resolution': Variant(
-                ['model.backbone.num_plain_layers=6', 'model.backbone.out_indices=(1,)', 'model.neck.start_level=1']
+                [BACKBONE + 'num_glance_layers=6', BACKBONE + 'out_indices=(1,)', 'model.neck.start_level=1']
             ),
-            '25 %': Variant([SELECT + 'ratio=0.25']),
-            '25 %, random': Variant([SELECT + 'ratio=0.25', SELECT + 'mode=random']),
-            'all': Variant([SELECT + 'ratio=1.0']),
+            '0 %': Variant([BACKBONE + 'select_ratio=0.0']),
+            '25 %, chance': Variant([RULE + 'chance']),
+            '25 %, pixel deviation': Variant([RULE + 'deviation']),
+            '25 %, chosen': Variant(),
+            'all': Variant([BACKBONE + 'select_ratio=1.0']),
         },
         stages=[
             Stage(config='configs/mini/vit-mini_upernet_ade20k.py', options=[*ADE_OF_SMALL, *ONE_PROCESS], common=True),
             Stage(
                 config='configs/mini/atss_flexvit-mini_simple-fpn_coco.py',
                 options=ONE_PROCESS,
-                metrics={'coco/bbox_mAP': 'AP', 'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP_s': 'AP small'},
+                metrics={
+                    'coco/bbox_mAP_s': 'AP small',
+                    'coco/bbox_mAP': 'AP',
+                    'coco/bbox_mAP_50': 'AP50',
+                    'cells/recall': 'objects met',
+                },
             ),
         ],
         data=[SMALL_OBJECTS, SPARSE_OBJECTS],
-        # The weights that know all cells, and less and less to look at.
-        tests={
-            f'all, tested at {ratio} %, {name}': ('all', [f'{SELECT}ratio={ratio / 100}', *options])
-            for ratio in (50, 25)
-            for name, options in {
-                'contrast': [],
-                'received': ['model.backbone.relevance=received'],
-                'random': [SELECT + 'mode=random'],
-            }.items()
-        }
-        | {'all, tested at 0 %': ('all', [SELECT + 'ratio=0.0'])},
         flops_size=(192, 256),
+        gap=('low resolution', 'all'),
     ),
     # What the neck buys a convolutional backbone.
     'neck': Study(
@@ -207,16 +256,29 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     return trainings
 
 
-def run_all(trainings: Sequence[Training], jobs: int) -> None:
-    """Run trainings, some at a time, each after the one that it starts from."""
+def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = None) -> None:
+    """Run trainings, some at a time, each after the one that it starts from.
+
+    Args:
+        trainings (Sequence[Training]): The trainings, in this order; none is before the one that it starts from.
+        jobs (int): How many at a time.
+        results (Path, optional): File of the figures of what is finished, by name; figures that are there are taken
+            from it, and new ones added.
+    """
+    known = json.loads(results.read_text()) if results and results.exists() else {}
+    for training in trainings:
+        if training.name in known and not training.result_file.exists():
+            training.folder.mkdir(parents=True, exist_ok=True)
+            training.result_file.write_text(json.dumps(known[training.name]))
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
     done: dict[Path, Future] = {}
+    lock = threading.Lock()
 
     def run(training: Training) -> None:
-        if training.start is not None:
-            done[training.start.folder].result()  # earlier in the list, so it has been taken up
         if training.result_file.exists():
             return
+        if training.start is not None:
+            done[training.start.folder].result()  # earlier in the list, so it has been taken up
         log = training.folder / 'log.txt'
         try:
             training.run(log, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
@@ -224,6 +286,11 @@ def run_all(trainings: Sequence[Training], jobs: int) -> None:
             raise RuntimeError(f'{training.name}: status {error.returncode}; see {log}') from error
         shown = ''.join(f'{label} {share:.3f}, ' for label, share in training.shares)
         print(f'{training.name}: {shown}{training.figures["minutes"]:.1f} minutes', flush=True)
+        if results and training.metrics:  # others are there for their weights
+            with lock:
+                known[training.name] = {key: training.figures[key] for key in ('minutes', *training.metrics)}
+                results.parent.mkdir(parents=True, exist_ok=True)
+                results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
 
     with ThreadPoolExecutor(jobs) as pool:
         for training in trainings:
@@ -240,6 +307,8 @@ def run_all(trainings: Sequence[Training], jobs: int) -> None:
 def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> None:
     """Mean of each figure over the seeds, with the seeds' own behind it."""
     labels = [f'{label}, mean (seeds)' for stage in study.stages for label in stage.metrics.values()]
+    if study.gap:
+        labels.append('gap closed (95 % interval)')
     if study.flops_size:
         labels.append('MFLOPs of backbone and neck')
     print(f'\n| variant | {" | ".join(labels)} |\n|---|{"---|" * len(labels)}')
@@ -249,11 +318,50 @@ def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> Non
             for of_seeds in zip(*(training.shares for training in stages)):
                 values = [share for _, share in of_seeds]
                 cells.append(f'{statistics.mean(values):.3f} ({", ".join(f"{value:.3f}" for value in values)})')
+        if study.gap:
+            cells.append(gap_closed(study.gap, variant, plans))
         if study.flops_size:
             last = plans[0][variant][-1]
-            config = last.folder / Path(last.config).name  # as the training has written it down
-            cells.append(f'{count(str(config), study.flops_size, "neck").flops[""] / 1e6:.0f}')
+            config = Config.fromfile(ROOT / last.config)
+            config.merge_from_dict(parse_options(last.options))
+            with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
+                file.write(config.pretty_text)
+                file.flush()
+                cells.append(f'{count(file.name, study.flops_size, "neck").flops[""] / 1e6:.0f}')
         print(f'| {variant} | {" | ".join(cells)} |')
+
+
+def parse_options(options: Sequence[str]) -> dict[str, object]:
+    """``--cfg-options`` as a config takes them."""
+    parsed: dict[str, object] = {}
+    for key, _, value in (option.partition('=') for option in options):
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            parsed[key] = value
+    return parsed
+
+
+def gap_closed(ends: tuple[str, str], variant: str, plans: Sequence[dict[str, list[Training]]]) -> str:
+    """Where the first metric of a variant lies between those of two others: 0 at the first, 1 at the second.
+
+    The gap is that of the means, since that of a seed may be small; the interval is that of a mean of differences
+    paired by seed, by Student's t.
+    """
+
+    def values(name: str) -> list[float]:
+        return [next(trainings[name][-1].shares)[1] for trainings in plans]
+
+    if variant in ends:
+        return '–'
+    low, high = map(values, ends)
+    gap = statistics.mean(high) - statistics.mean(low)
+    closed = [(x - at) / gap for x, at in zip(values(variant), low)]
+    if len(closed) == 1:
+        return f'{closed[0]:.2f}'
+    half = float(t.ppf(0.975, len(closed) - 1)) * statistics.stdev(closed) / len(closed) ** 0.5
+    mean = statistics.mean(closed)
+    return f'{mean:.2f} ({mean - half:.2f}–{mean + half:.2f})'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -263,6 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time; default: one a core')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/studies'), help='default: work_dirs/studies')
+    parser.add_argument('--results', type=Path, help='default: docs/studies/STUDY.json')
     args = parser.parse_args(argv)
 
     study = STUDIES[args.study]
@@ -271,7 +380,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = (ROOT / args.work_dir / args.study).resolve()
     plans = [plan(study, seed, folder) for seed in args.seeds]
     trainings = [t for variants in plans for stage in zip(*variants.values()) for t in stage]
-    run_all(sorted(trainings, key=lambda t: isinstance(t, Test)), args.jobs)  # tests last, when there is what to test
+    results = args.results or ROOT / 'docs/studies' / f'{args.study}.json'
+    # Tests last, when there is what to test.
+    run_all(sorted(trainings, key=lambda training: isinstance(training, Test)), args.jobs, results)
     print_table(study, plans)
 
 

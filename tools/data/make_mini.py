@@ -46,6 +46,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from tools.data.mini_scenes import FINE, SIZE_BOUNDS, Instance, Options, draw_scene, to_pixels
+from tools.data.mini_search import draw_search
 from tools.data.mini_shapes import COCO_IDS, THINGS
 
 VERSION = 1  # to be raised whenever the same options give other files
@@ -137,7 +138,7 @@ def _make_image(options: Options, root: Path, task: tuple[int, int]) -> tuple[di
     split, index = task
     coco_dir, ade_dir, ade_name = (('train2017', 'training', 'train'), ('val2017', 'validation', 'val'))[split]
     image_id = 1_000_000 * split + index + 1
-    scene = draw_scene(options, split, index)
+    scene = (draw_search if options.decoys[1] else draw_scene)(options, split, index)
 
     jpeg = cv2.imencode('.jpg', scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     png = cv2.imencode('.png', scene.labels)[1].tobytes()
@@ -148,6 +149,8 @@ def _make_image(options: Options, root: Path, task: tuple[int, int]) -> tuple[di
 
     width, height = options.size
     record = {'id': image_id, 'file_name': file_name, 'width': width, 'height': height}
+    if options.decoys[1]:
+        record['decoys'] = scene.decoys
     annotations = [annotation for annotation in map(annotate, scene.instances) if annotation]
     return record, [{**annotation, 'image_id': image_id} for annotation in annotations]
 
@@ -249,6 +252,8 @@ def make_mini(options: Options, out: Path, workers: int = 1, force: bool = False
                 'as it is: give a folder that is empty or not there yet.'
             )
         there = json.loads((out / 'mini.json').read_text())
+        if there.get('version') == VERSION:  # options that came later had no other value
+            there['options'] = json.loads(json.dumps(asdict(Options()))) | there['options']
         if there == wanted and not force:
             return False
         if not force:
@@ -293,6 +298,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('smallest', 'side of the smallest objects in pixels, the root of their area', type=int, metavar='PX')
     add('empty', 'share of images without objects', type=float, metavar='SHARE')
     add('crowd', 'share of images with a crowd region', type=float, metavar='SHARE')
+    add(
+        'decoys',
+        'fewest and most things of no class; with any, the scene is a search',
+        type=int,
+        nargs=2,
+        metavar=('MIN', 'MAX'),
+    )
     add('seed', 'seed of the set', type=int, metavar='SEED')
     cores = os.cpu_count() or 1
     parser.add_argument(

@@ -6,7 +6,7 @@ near, and what is left of each on the canvas is its mask.
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -36,6 +36,8 @@ class Options:
         smallest (int): Side of the smallest objects in pixels, as the root of their area.
         empty (float): Share of images without objects.
         crowd (float): Share of images with a crowd region.
+        decoys (tuple[int, int]): Fewest and most things of no class in an image. With any, the scene is a search, see
+            :mod:`mini_search`, whose objects have a size and classes of their own.
         seed (int): Seed of the whole set.
 
     Raises:
@@ -51,6 +53,7 @@ class Options:
     smallest: int = 20
     empty: float = 0.05
     crowd: float = 0.05
+    decoys: tuple[int, int] = (0, 0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ class Options:
                 f'--shares {self.shares}: allowed are three numbers >= 0, not all of them 0',
             ),
             (
-                self.shares[2] == 0 or width * height >= 1.25 * SIZE_BOUNDS[1] ** 2,
+                self.decoys[1] > 0 or self.shares[2] == 0 or width * height >= 1.25 * SIZE_BOUNDS[1] ** 2,
                 f'--size {width} {height} has no room for large objects (96 x 96 pixels and '
                 'more): set a larger --size, or the last number of --shares to 0',
             ),
@@ -78,6 +81,19 @@ class Options:
                 min(self.empty, self.crowd) >= 0 and self.empty + self.crowd <= 1,
                 f'--empty {self.empty} --crowd {self.crowd}: allowed are shares from 0 to 1 '
                 'that together do not exceed 1',
+            ),
+            (
+                0 <= self.decoys[0] <= self.decoys[1],
+                f'--decoys {self.decoys[0]} {self.decoys[1]}: allowed are 0 <= MIN <= MAX',
+            ),
+            (
+                self.decoys[1] == 0 or self.classes <= 3,
+                f'--classes {self.classes}: beside --decoys there are 3 classes; set 1 to 3',
+            ),
+            (
+                self.decoys[1] == 0
+                or (self.shares, self.smallest, self.crowd) == (Options.shares, Options.smallest, Options.crowd),
+                '--shares, --smallest and --crowd count for nothing beside --decoys; leave them out',
             ),
             (self.seed >= 0, f'--seed {self.seed}: must not be negative'),
         )
@@ -97,11 +113,12 @@ class Instance:
 
 @dataclass
 class Scene:
-    """A picture (H, W, 3) in RGB, its ADE20K labels (H, W), both uint8, and its instances."""
+    """A picture (H, W, 3) in RGB, its ADE20K labels (H, W), both uint8, its instances, and boxes of decoys."""
 
     image: np.ndarray
     labels: np.ndarray
     instances: list[Instance]
+    decoys: list[tuple[float, float, float, float]] = field(default_factory=list)  # x, y, width, height
 
 
 @dataclass

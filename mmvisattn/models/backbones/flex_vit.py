@@ -1,9 +1,10 @@
 """FlexViT, a vision transformer that looks closely only where its attention points.
 
 It brings `FlexAttention <https://arxiv.org/abs/2407.20228>`_ (Li et al., 2024), made for vision-language models, to
-dense prediction. A plain ViT or DeiT runs on the image shrunk by ``zoom``; the full image is a second, high-resolution
-map of tokens. Each layer attends to all low-resolution tokens and to those cells of the high-resolution map that the
-attention of the layer before points at, refines these too, and writes them back. Weights of timm's ViT and DeiT load as
+dense prediction, as a glance and a commitment. A plain ViT or DeiT glances at the image shrunk by ``zoom``; learned
+questions, asked of what it saw, choose cells of the full image; only their patches are embedded, and catch up through
+the same layers, with the low-resolution tokens of each layer in view; in the last layers the tokens of both resolutions
+attend to each other. What was not chosen is the low-resolution map, made larger. Weights of timm's ViT and DeiT load as
 they are.
 """
 
@@ -19,12 +20,12 @@ from ...errors import UserError
 from ...ops.common import is_traced, no_autocast
 from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
-from ..layers.cells import Tiling, attend_and_write_back
+from ..layers.cells import Tiling, add_tokens, gather_tokens
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock
 from ..layers.join_outputs import join_outputs
 from ..layers.padding import content_size, divide_up, is_inside, resample_positions
-from ..layers.selection import Relevance, TokenSelector
+from ..layers.selection import Relevance, Selection, TokenSelector, pool_to_cells
 from .base_backbone import BaseBackbone, drop_path_rates
 
 
@@ -32,15 +33,16 @@ from .base_backbone import BaseBackbone, drop_path_rates
 class FlexViT(BaseBackbone):
     """Vision transformer over a low-resolution map and selected cells of a high-resolution one.
 
-    The first ``num_plain_layers`` layers run on the low-resolution tokens and, window by window, on the high-resolution
-    ones; a window is as large as the low-resolution map. All others are hierarchical: layer l attends to the low
-    resolution and to the cells that layer l − 1 selected. High-resolution tokens that are not selected stay as they
-    are.
+    The first ``num_glance_layers`` layers run on the low-resolution tokens alone. Then cells are chosen, see
+    :class:`~mmvisattn.models.layers.selection.Relevance`; their high-resolution tokens pass the same layers, attending
+    to the keys and values that the low-resolution tokens had there and to each other. The other layers are
+    hierarchical: all tokens attend to all, with keys and values W' of their own for the high resolution. The fused map
+    is the low-resolution map upsampled; to chosen tokens what they became is added behind a norm of their own, times
+    the gate of their cell, the sigmoid of its relevance.
 
-    Images of different size in a batch are told from the zeros that the data preprocessor pads them with: positions
-    span the image, cells are selected in it alone, and their number goes by its size. What is left to the padding is
-    that tokens attend to it and that the windows of the plain layers span it. The features of a picture of 512×512
-    pixels in a batch of 512×768 differ by a quarter from those it has alone (``'tiny'``, random weights, noise).
+    The data preprocessor pads the images of a batch with zeros. These are told from the images: positions span the
+    image, cells are chosen in it alone, their number goes by its size, and nothing attends to padding; what an image
+    gives does not depend on its batch.
 
     Args:
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'`` (the sizes of DeiT), or a dict with ``embed_dims``
@@ -50,20 +52,19 @@ class FlexViT(BaseBackbone):
             embedding; a multiple of ``patch_size``. Embeddings of other sizes are resampled on loading. Defaults to
             224.
         zoom (int): How much the image is shrunk for the low-resolution map, an integer from 2. Defaults to 2.
-        num_plain_layers (int, optional): Layers before the first hierarchical one, at least 1. With as many as there
-            are in all, the network is a plain ViT, which with ``out_indices=(1,)`` does not look at the full image.
-            Defaults to a quarter of all.
-        relevance (str): What makes a low-resolution token relevant: ``'contrast'``, that its attention differs from
-            that of its neighbours, or ``'received'``, the attention it receives, as in the paper. Defaults to
-            ``'contrast'``.
-        select_mode (str): ``'topk'``, ``'threshold'`` or ``'random'``, see
+        num_glance_layers (int, optional): Layers before cells are chosen, at least 1. With as many as there are in all,
+            the chosen tokens pass them and no hierarchical one; with ``out_indices=(1,)`` besides, the network is a
+            plain ViT that does not look at the full image. Defaults to two thirds of all.
+        select_mode (str): ``'topk'`` or ``'threshold'``, see
             :class:`~mmvisattn.models.layers.selection.TokenSelector`. Defaults to ``'topk'``.
-        select_ratio (float): Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Defaults to 0.25.
-        select_threshold (float): What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Defaults
-            to 48.
+        select_ratio (float): Share of the cells that ``'topk'`` selects, 0 to 1. Defaults to 0.25.
+        select_threshold (float): What the attention of the questions, on a scale of 0…255, must exceed in mode
+            ``'threshold'``. Defaults to 48.
+        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1.
+            Defaults to 0.15.
         cell_size (int): Side of a cell in low-resolution tokens. Defaults to 2.
-        out_indices (Sequence[int]): What to return: 0 is the high-resolution map fused with the upsampled
-            low-resolution map, 1 the low-resolution map itself. Defaults to (0,).
+        out_indices (Sequence[int]): What to return: 0 is the fused map, 1 the low-resolution map itself, which alone
+            is for a plain ViT. Defaults to (0,).
         frozen_stages (int): Number of the last frozen layer, counted from 1; 0 freezes patch and position embedding
             alone, -1 nothing. Defaults to -1.
         norm_eval (bool): Part of the common contract; there is no BatchNorm here. Defaults to False.
@@ -78,7 +79,7 @@ class FlexViT(BaseBackbone):
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
-    bound_to_size = 'the cells of the map (`Tiling`) and the number of those that are selected (`topk`)'
+    bound_to_size = 'the cells of the map and the number of those that are selected (`topk`)'
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
@@ -92,11 +93,11 @@ class FlexViT(BaseBackbone):
         patch_size: int = 16,
         pretrain_size: int = 224,
         zoom: int = 2,
-        num_plain_layers: int | None = None,
-        relevance: str = 'contrast',
+        num_glance_layers: int | None = None,
         select_mode: str = 'topk',
         select_ratio: float = 0.25,
         select_threshold: float = 48.0,
+        select_explore: float = 0.15,
         cell_size: int = 2,
         out_indices: Sequence[int] = (0,),
         frozen_stages: int = -1,
@@ -120,13 +121,13 @@ class FlexViT(BaseBackbone):
         dim, depth, num_heads = sizes['embed_dims'], sizes['depth'], sizes['num_heads']
         check_heads('FlexViT', dim, num_heads)
         check_hidden('FlexViT', dim, sizes['mlp_ratio'])
-        if num_plain_layers is None:
-            num_plain_layers = max(depth // 4, 1)
-        check_numbers('FlexViT', num_plain_layers=num_plain_layers)
-        if num_plain_layers > depth:
+        if num_glance_layers is None:
+            num_glance_layers = max(depth * 2 // 3, 1)
+        check_numbers('FlexViT', num_glance_layers=num_glance_layers)
+        if num_glance_layers > depth:
             raise UserError(
-                f'FlexViT: `num_plain_layers` is {num_plain_layers}, with {depth} layers in all; set it to a number '
-                f'from 1 (a plain layer makes the first selection) to {depth} (a plain ViT)'
+                f'FlexViT: `num_glance_layers` is {num_glance_layers}, with {depth} layers in all; set it to a number '
+                f'from 1 (cells are chosen after a glance) to {depth} (no hierarchical layers)'
             )
         if pretrain_size % patch_size:
             raise UserError(
@@ -137,8 +138,13 @@ class FlexViT(BaseBackbone):
         self.check_frozen_stages(frozen_stages, depth)
         self.patch_size = patch_size
         self.zoom = zoom
-        self.num_plain_layers = num_plain_layers
-        self.low_only = num_plain_layers == depth and 0 not in self.out_indices
+        self.num_glance_layers = num_glance_layers
+        self.low_only = 0 not in self.out_indices
+        if self.low_only and num_glance_layers < depth:
+            raise UserError(
+                f'FlexViT: `out_indices` is {tuple(out_indices)}; the low-resolution map alone is for a plain ViT: set '
+                f'`num_glance_layers={depth}` as well, or have the fused map too, `out_indices=(0, 1)`'
+            )
         self.cell_size = cell_size
         self.with_cp = with_cp
 
@@ -149,23 +155,23 @@ class FlexViT(BaseBackbone):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
-            HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_plain_layers)
+            HierarchicalBlock(dim, num_heads, sizes['mlp_ratio'], rates[i], high_res=i >= num_glance_layers)
             for i in range(depth)
         )
-        self.relevance = Relevance(relevance)
-        self.selector = TokenSelector(select_mode, select_ratio, select_threshold, cell_size)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        if 0 in self.out_indices:
+        if not self.low_only:
+            self.relevance = Relevance(dim)
+            self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
             self.norm_high = nn.LayerNorm(dim, eps=1e-6)
         self._freeze_stages()
 
     def stage_modules(self, stage: int) -> list[nn.Module | nn.Parameter]:
-        """Patch and position embedding (stage 0), or a layer counted from 1; the norms go with the last."""
+        """Patch and position embedding (stage 0), or a layer counted from 1; norms and questions go with the last."""
         if stage == 0:
             return [self.patch_embed, self.pos_embed]
         parts: list[nn.Module | nn.Parameter] = [self.blocks[stage - 1]]
         if stage == len(self.blocks):
-            parts += [getattr(self, name) for name in ('norm', 'norm_high') if hasattr(self, name)]
+            parts += [getattr(self, name) for name in ('norm', 'relevance', 'norm_high') if hasattr(self, name)]
         return parts
 
     def no_weight_decay(self) -> set[str]:
@@ -173,7 +179,7 @@ class FlexViT(BaseBackbone):
         return {'pos_embed'}
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Embeddings 0, then the layers, and the norms last."""
+        """Embeddings 0, then the layers, norms and questions last."""
         num_layers = len(self.blocks) + 2
         parts = param_name.removeprefix(prefix).split('.')
         if parts[0] in ('patch_embed', 'pos_embed'):
@@ -199,105 +205,147 @@ class FlexViT(BaseBackbone):
         rows, columns = divide_up(low_size, self.cell_size)  # of cells
         low_grid = rows * self.cell_size, columns * self.cell_size
         high_grid = low_grid[0] * self.zoom, low_grid[1] * self.zoom
-        shown, valid, valid_cells = self.find_content(x, low_grid)
+        shown = self.find_content(x, (rows, columns))
         height, width = (n * self.patch_size for n in high_grid)
         x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
-        low = self.embed(F.avg_pool2d(x, self.zoom), shown)  # (B, Hl, Wl, C)
-        high = None if self.low_only else self.embed(x, None if shown is None else shown * self.zoom)
-        low, high, q, k = self.forward_plain(low.flatten(1, 2), high, low_grid)  # low (B, N, C)
+        low_shown = valid = valid_cells = None
+        if shown is not None:
+            low_shown = shown * self.cell_size
+            valid, valid_cells = is_inside(low_shown, low_grid).flatten(1), is_inside(shown, (rows, columns))
+        low = self.patch_embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
+        low = (low + self.positions(low_grid, low_shown)).flatten(1, 2)  # (B, N, C)
+        low, context = self.glance(low, valid)
+        if not self.low_only:
+            relevance = pool_to_cells(self.relevance(low, low_grid, valid), self.cell_size)
+            selection = self.selector(relevance.detach(), valid_cells)
+            tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
+            index, keep = tiling.locate(selection)  # (B, M)
+            positions = self.positions(high_grid, None if low_shown is None else low_shown * self.zoom)
+            high = self.embed_cells(x, selection, positions, index)
+            low, high = self.commit(low, high, context, self.join_masks(valid, keep, low.shape[1]))
 
-        tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
-        if high is not None:
-            cells = tiling.split(high)  # (B, cells, t, C)
-        for block in self.blocks[self.num_plain_layers :]:
-            selection = self.selector(self.relevance(q, k, low_grid, valid), valid, valid_cells)
-            low, cells, q, k = attend_and_write_back(
-                block, low, cells, selection, with_cp=self.with_cp and self.training
-            )
-
-        low = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
+        low_map = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
         outs = []
-        if 0 in self.out_indices:
-            high = self.norm_high(tiling.join(cells)).permute(0, 3, 1, 2)
-            upsampled = F.interpolate(low, high_grid, mode='bilinear')
-            outs.append((high + upsampled)[:, :, : size[0], : size[1]].contiguous())
+        if not self.low_only:
+            new = self.norm_high(high) * selection.gate(relevance, tiling.cell[0] * tiling.cell[1])
+            fused = F.interpolate(self.continue_border(low_map, low_shown), high_grid, mode='bilinear')
+            fused = add_tokens(fused.permute(0, 2, 3, 1).flatten(1, 2), index, new, keep)  # (B, Hh·Wh, C)
+            fused = fused.unflatten(1, high_grid).permute(0, 3, 1, 2)
+            outs.append(fused[:, :, : size[0], : size[1]].contiguous())
         if 1 in self.out_indices:
-            outs.append(low[:, :, : low_size[0], : low_size[1]].contiguous())
+            outs.append(low_map[:, :, : low_size[0], : low_size[1]].contiguous())
         return join_outputs(outs, self.training)
 
-    def find_content(
-        self, x: Tensor, low_grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None]:
-        """What of a batch is image, for the positions and the selection; nothing where all is.
+    def glance(self, low: Tensor, valid: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The first layers, on the low-resolution tokens alone.
+
+        Args:
+            low (Tensor): (B, N, C).
+            valid (Tensor | None): False for tokens that come of padding, (B, N); None if there are none.
+
+        Returns:
+            tuple[Tensor, list[tuple[Tensor, Tensor]]]: The tokens (B, N, C), and their keys and values in each layer,
+            each (B, heads, N, d).
+        """
+        context = []
+        for block in self.blocks[: self.num_glance_layers]:
+            low, own = run(block, low, None, valid, with_cp=self.with_cp and self.training)
+            context.append(own)
+        return low, context
+
+    def commit(
+        self, low: Tensor, high: Tensor, context: list[tuple[Tensor, Tensor]], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same layers for the chosen tokens, and the hierarchical ones for all.
+
+        Args:
+            low (Tensor): Low-resolution tokens after the glance, (B, N, C).
+            high (Tensor): Patches of the chosen cells, (B, M, C).
+            context (list[tuple[Tensor, Tensor]]): Keys and values of the glance, layer by layer.
+            mask (Tensor | None): True where a token may be looked at, (B, N + M); None where all may.
+
+        Returns:
+            tuple[Tensor, Tensor]: Both, refined.
+        """
+        with_cp = self.with_cp and self.training
+        for block, of_low in zip(self.blocks, context):
+            high, _ = run(block, high, of_low, mask, with_cp=with_cp)
+        both = torch.cat([low, high], 1)
+        for block in self.blocks[self.num_glance_layers :]:
+            both = run(block.forward_both, both, low.shape[1], mask, with_cp=with_cp)
+        return both[:, : low.shape[1]], both[:, low.shape[1] :]
+
+    def find_content(self, x: Tensor, cell_grid: tuple[int, int]) -> Tensor | None:
+        """What of a batch is image.
 
         Args:
             x (Tensor): Images, (B, in_channels, H, W).
-            low_grid (tuple[int, int]): Rows and columns of low-resolution tokens of the padded images.
+            cell_grid (tuple[int, int]): Rows and columns of cells.
 
         Returns:
-            tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None]: Rows and columns of low-resolution tokens of
-            each image, (B, 2); the tokens that lie in it, (B, rows, columns); the cells that do, (B, cell rows, cell
-            columns), or None where each cell has a part in it.
+            Tensor | None: Rows and columns of cells of each image, (B, 2), or None where all cells have a part in it.
         """
-        shown = -(-content_size(x) // (self.patch_size * self.zoom))
-        cell_grid = divide_up(low_grid, self.cell_size)
-        shown_cells = -(-shown // self.cell_size)
+        shown = -(-content_size(x) // (self.patch_size * self.zoom * self.cell_size))
         # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
-        if not is_traced() and x.device.type != 'meta':
-            if (shown == shown.new_tensor(low_grid)).all():
-                return None, None, None
-            if (shown_cells == shown_cells.new_tensor(cell_grid)).all():
-                return shown, is_inside(shown, low_grid), None
-        return shown, is_inside(shown, low_grid), is_inside(shown_cells, cell_grid)
+        if not is_traced() and x.device.type != 'meta' and (shown == shown.new_tensor(cell_grid)).all():
+            return None
+        return shown
 
-    def embed(self, x: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Patches with their positions.
+    def positions(self, grid: tuple[int, int], shown: Tensor | None) -> Tensor:
+        """Position embeddings; they span the image at either resolution.
 
-        Positions span the image at either resolution, so a token and those below it have the same place.
+        Args:
+            grid (tuple[int, int]): Rows and columns of tokens.
+            shown (Tensor | None): Rows and columns of tokens that each image spans, (B, 2); None where it spans all.
+
+        Returns:
+            Tensor: (B or 1, *grid, C).
+        """
+        if shown is None:
+            return resample_abs_pos_embed(self.pos_embed, list(grid), num_prefix_tokens=0).unflatten(1, grid)
+        with no_autocast(self.pos_embed.device):
+            side = math.isqrt(self.pos_embed.shape[1])
+            return resample_positions(self.pos_embed[0].unflatten(0, (side, side)), shown, grid)
+
+    def embed_cells(self, x: Tensor, selection: Selection, positions: Tensor, index: Tensor) -> Tensor:
+        """Patches of the chosen cells, with their positions.
 
         Args:
             x (Tensor): Padded images, (B, in_channels, H, W).
-            shown (Tensor, optional): Rows and columns of patches that each image spans, (B, 2); None where it spans
-                all.
+            selection (Selection): K cells of each image.
+            positions (Tensor): Positions of all tokens, (B or 1, Hh, Wh, C).
+            index (Tensor): Numbers of the tokens of the cells, (B, M).
 
         Returns:
-            Tensor: (B, H / patch_size, W / patch_size, C).
+            Tensor: (B, M, C).
         """
-        x = self.patch_embed(x)
-        grid = x.shape[1], x.shape[2]
+        side = self.cell_size * self.zoom * self.patch_size
+        cells = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, in_channels, rows, side, columns, side)
+        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)  # (B, cells, pixels of all channels)
+        pixels = gather_tokens(cells, selection.indices).unflatten(2, (-1, side, side)).flatten(0, 1)
+        high = self.patch_embed(pixels)  # (B·K, rows, columns, C)
+        positions = gather_tokens(positions.flatten(1, 2).expand(x.shape[0], -1, -1), index)
+        return high.reshape(positions.shape) + positions
+
+    @staticmethod
+    def join_masks(valid: Tensor | None, keep: Tensor | None, num_low: int) -> Tensor | None:
+        """What may be looked at of the low resolution and of the chosen cells, (B, N + M); None where all may."""
+        if valid is None:
+            return None if keep is None else F.pad(keep, (num_low, 0), value=True)
+        assert keep is not None  # batches with padding have images with fewer cells than others
+        return torch.cat([valid, keep], 1)
+
+    @staticmethod
+    def continue_border(maps: Tensor, shown: Tensor | None) -> Tensor:
+        """Maps (B, C, rows, columns) whose padding repeats the border of the image, (B, 2) rows and columns of it."""
         if shown is None:
-            return x + resample_abs_pos_embed(self.pos_embed, list(grid), num_prefix_tokens=0).unflatten(1, grid)
-        with no_autocast(x.device):
-            side = math.isqrt(self.pos_embed.shape[1])
-            return x + resample_positions(self.pos_embed[0].unflatten(0, (side, side)), shown, grid)
-
-    def forward_plain(
-        self, low: Tensor, high: Tensor | None, low_grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """The layers before the first hierarchical one.
-
-        Args:
-            low (Tensor): Low-resolution tokens, (B, N, C).
-            high (Tensor | None): High-resolution tokens, (B, Hl·zoom, Wl·zoom, C), or None.
-            low_grid (tuple[int, int]): Hl and Wl, rows and columns of the low-resolution tokens.
-
-        Returns:
-            tuple[Tensor, Tensor | None, Tensor, Tensor]: The same two, and queries and keys of the low-resolution
-            tokens in the last layer, each (B, heads, N, d).
-        """
-        with_cp = self.with_cp and self.training
-        windows = None
-        if high is not None:
-            tiling = Tiling((high.shape[1], high.shape[2]), low_grid)
-            windows = tiling.split(high).flatten(0, 1)  # (B·zoom², N, C)
-        for block in self.blocks[: self.num_plain_layers]:
-            low, _, q, k = run(block, low, with_cp=with_cp)
-            if windows is not None:
-                windows, *_ = run(block, windows, with_cp=with_cp)
-        if windows is not None:
-            high = tiling.join(windows.unflatten(0, (low.shape[0], -1)))
-        return low, high, q, k
+            return maps
+        rows, columns = (
+            torch.arange(n, device=maps.device).minimum(shown[:, i, None] - 1) for i, n in enumerate(maps.shape[2:])
+        )
+        batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
+        return maps.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
     def checkpoint_filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of timm's ViT and DeiT made ours.
@@ -330,8 +378,8 @@ class FlexViT(BaseBackbone):
                     weights[f'{name}{projection}.bias'] = weights[f'{name}{projection}.bias'] * gamma
             for leaf in ('weight', 'bias'):
                 source, copy = f'{name}attn.qkv.{leaf}', f'{name}attn.kv_high.{leaf}'
-                if i < self.num_plain_layers:
-                    weights.pop(copy, None)  # of a FlexViT with fewer plain layers
+                if i < self.num_glance_layers:
+                    weights.pop(copy, None)  # of a FlexViT with fewer layers at a glance
                 elif source in weights:
                     weights.setdefault(copy, weights[source][len(weights[source]) // 3 :])
             foreign = [key for key in weights if key.startswith(name) and key not in own]

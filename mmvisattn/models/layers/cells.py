@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checkpointing import run
 from .selection import Selection
 
 
@@ -14,7 +12,7 @@ from .selection import Selection
 class Tiling:
     """How a map of tokens is cut into cells of the same size.
 
-    Cells at the right and bottom may reach beyond the map; there they hold zeros, told apart by :meth:`valid_tokens`.
+    Cells at the right and bottom may reach beyond the map.
 
     Args:
         size (tuple[int, int]): Rows and columns of tokens.
@@ -29,93 +27,53 @@ class Tiling:
         """Rows and columns of cells."""
         return -(-self.size[0] // self.cell[0]), -(-self.size[1] // self.cell[1])
 
-    def split(self, maps: Tensor) -> Tensor:
-        """A map cut into cells, both in raster order: (B, H, W, C) → (B, cells, t, C)."""
-        (rows, columns), (height, width) = self.shape, self.cell
-        bottom, right = rows * height - self.size[0], columns * width - self.size[1]
-        if bottom or right:
-            maps = F.pad(maps, (0, 0, 0, right, 0, bottom))
-        maps = maps.unflatten(2, (columns, width)).unflatten(1, (rows, height))  # (B, rows, height, columns, width, C)
-        return maps.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    def locate(self, selection: Selection) -> tuple[Tensor, Tensor | None]:
+        """The tokens of the chosen cells.
 
-    def join(self, cells: Tensor) -> Tensor:
-        """The inverse of :meth:`split`: (B, cells, t, C) → (B, H, W, C)."""
-        maps = cells.unflatten(2, self.cell).unflatten(1, self.shape).transpose(2, 3)
-        maps = maps.flatten(3, 4).flatten(1, 2)  # (B, rows·height, columns·width, C)
-        return maps[:, : self.size[0], : self.size[1]]
+        Args:
+            selection (Selection): K cells of each image.
 
-    def valid_tokens(self, device: torch.device) -> Tensor | None:
-        """True where a cell holds a token of the map, (cells, t); None where no cell reaches beyond it."""
-        if all(size % cell == 0 for size, cell in zip(self.size, self.cell)):
-            return None
-        return self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=device))[0, :, :, 0]
-
-
-def gather_cells(cells: Tensor, index: Tensor) -> Tensor:
-    """The tokens of the chosen cells: (B, cells, t, C) and (B, K) → (B, K·t, C)."""
-    taken = cells.flatten(0, 1).index_select(0, _flat_index(cells, index))
-    return taken.view(index.shape[0], index.shape[1] * cells.shape[2], cells.shape[3])
+        Returns:
+            tuple[Tensor, Tensor | None]: Numbers of the tokens in the map, cell by cell, (B, K·t), and False for those
+            of entries that only fill up and for those beyond the map, whose number is that of another, (B, K·t); None
+            where all count.
+        """
+        device = selection.indices.device
+        (height, width), columns = self.cell, self.shape[1]
+        inner = torch.arange(height * width, device=device)
+        rows = (selection.indices // columns * height).unsqueeze(-1) + inner // width  # (B, K, t)
+        cols = (selection.indices % columns * width).unsqueeze(-1) + inner % width
+        keep = None if selection.keep is None else selection.keep.unsqueeze(-1).expand_as(rows)
+        if any(size % cell for size, cell in zip(self.size, self.cell)):
+            inside = (rows < self.size[0]) & (cols < self.size[1])
+            keep = inside if keep is None else keep & inside
+            rows, cols = rows.clamp(max=self.size[0] - 1), cols.clamp(max=self.size[1] - 1)
+        return (rows * self.size[1] + cols).flatten(1), None if keep is None else keep.flatten(1)
 
 
-def write_cells(cells: Tensor, selection: Selection, tokens: Tensor) -> Tensor:
-    """The tokens put where :func:`gather_cells` took them from; every other cell keeps its value to the bit.
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens of some numbers: (B, L, C) and (B, M) → (B, M, C)."""
+    return tokens.flatten(0, 1).index_select(0, _flat_index(tokens, index)).unflatten(0, index.shape)
+
+
+def add_tokens(tokens: Tensor, index: Tensor, new: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Add to the tokens of some numbers; every other token keeps its value to the bit.
 
     Args:
-        cells (Tensor): High-resolution tokens by cell, (B, cells, t, C).
-        selection (Selection): Where the tokens come from; those of entries that only fill up are not written.
-        tokens (Tensor): New values, (B, K·t, C).
+        tokens (Tensor): (B, L, C).
+        index (Tensor): Numbers of tokens, (B, M).
+        new (Tensor): What to add, (B, M, C).
+        keep (Tensor, optional): False for what is not added, (B, M).
 
     Returns:
-        Tensor: High-resolution tokens by cell, (B, cells, t, C).
+        Tensor: (B, L, C).
     """
-    tokens = tokens.reshape(-1, *cells.shape[2:]).to(cells.dtype)  # (B*K, t, C)
-    flat, index = cells.flatten(0, 1), _flat_index(cells, selection.indices)
-    if selection.keep is not None:
-        tokens = torch.where(selection.keep.flatten()[:, None, None], tokens, flat.index_select(0, index))
-    return flat.index_copy(0, index, tokens).view_as(cells)
+    if keep is not None:
+        new = torch.where(keep.unsqueeze(-1), new, 0)
+    flat = tokens.flatten(0, 1).index_add(0, _flat_index(tokens, index), new.flatten(0, 1).to(tokens.dtype))
+    return flat.view_as(tokens)
 
 
-def _flat_index(cells: Tensor, index: Tensor) -> Tensor:
-    first = torch.arange(cells.shape[0], device=index.device) * cells.shape[1]
+def _flat_index(tokens: Tensor, index: Tensor) -> Tensor:
+    first = torch.arange(tokens.shape[0], device=index.device) * tokens.shape[1]
     return (index + first[:, None]).flatten()
-
-
-def attend_and_write_back(
-    block: nn.Module,
-    low: Tensor,
-    cells: Tensor,
-    selection: Selection,
-    valid: Tensor | None = None,
-    angles: tuple[Tensor, Tensor] | None = None,
-    with_cp: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer on the low-resolution tokens and the selected cells of the high-resolution map.
-
-    Args:
-        block (nn.Module): The layer, a :class:`~.hierarchical_attention.HierarchicalBlock`.
-        low (Tensor): Low-resolution tokens, (B, N, C).
-        cells (Tensor): The high-resolution map by cell, (B, cells, t, C).
-        selection (Selection): The cells to take.
-        valid (Tensor, optional): False for tokens of a cell that lie beyond the map, (cells, t); None if there are
-            none.
-        angles (tuple[Tensor, Tensor], optional): Rotary angles of the low-resolution tokens, (1, N, d / 2), and of the
-            cells, (cells, t, d / 2), or None.
-        with_cp (bool): Recompute the layer in the backward instead of keeping its activations.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor, Tensor]: Low-resolution tokens (B, N, C), the map by cell (B, cells, t, C), and
-        queries and keys of the low-resolution tokens, each (B, heads, N, d).
-    """
-    high = gather_cells(cells, selection.indices)
-    keep = None
-    if selection.keep is not None:
-        keep = selection.keep.repeat_interleave(cells.shape[2], 1)  # (B, K*t)
-    if valid is not None:
-        inside = valid[selection.indices].flatten(1)
-        keep = inside if keep is None else keep & inside
-    both = None
-    if angles is not None:
-        of_low, of_cells = angles
-        both = torch.cat([of_low.expand(low.shape[0], -1, -1), of_cells[selection.indices].flatten(1, 2)], 1)
-    low, high, q, k = run(block, low, high, keep, both, with_cp=with_cp)
-    return low, write_cells(cells, selection, high), q, k

@@ -3,15 +3,14 @@
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run(module: nn.Module, *args: Any, with_cp: bool) -> Any:
+def run(module: Any, *args: Any, with_cp: bool) -> Any:
     """Apply a module; ``with_cp`` trades memory for computing it a second time in the backward.
 
     Args:
-        module (nn.Module): What to apply.
+        module (Any): A module, or a method of one.
         *args (Any): Its inputs.
         with_cp (bool): Keep the inputs alone for the backward, and not the activations.
 

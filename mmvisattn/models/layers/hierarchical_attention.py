@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from ...ops.common import at_least_float32
 from .rotary import turn_pairs
 from .transformer_block import init_linear
 
@@ -41,23 +40,6 @@ def hierarchical_attention(
     if k_high is not None and v_high is not None:
         k, v = torch.cat([k, k_high], 2), torch.cat([v, v_high], 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def attention_map(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``softmax(Q Kᵀ / √d)``, which fused attention does not give away.
-
-    Args:
-        q (Tensor): Queries, (B, heads, Q, d).
-        k (Tensor): Keys, (B, heads, N, d).
-        mask (Tensor, optional): True where a query may look at a key, boolean, broadcast to (B, heads, Q, N).
-
-    Returns:
-        Tensor: (B, heads, Q, N), in float32 at least.
-    """
-    logits = at_least_float32((q * q.shape[-1] ** -0.5) @ k.mT)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float('-inf'))
-    return logits.softmax(-1)
 
 
 def axial_angles(grid: tuple[int, int], step: int, head_dim: int, device: torch.device) -> Tensor:
@@ -125,30 +107,50 @@ class HierarchicalAttention(nn.Module):
         return (q, k, v) if angles is None else (rotate_by_angles(q, angles), rotate_by_angles(k, angles), v)
 
     def forward(
-        self, x: Tensor, num_low: int, keep: Tensor | None = None, angles: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend, and give queries and keys away, by which the attention can be judged.
+        self,
+        x: Tensor,
+        context: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        angles: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend among tokens of one resolution, and to keys and values that were kept of the other.
 
         Args:
-            x (Tensor): Tokens, (B, N + M, C): the low-resolution ones in raster order, then the high-resolution ones.
+            x (Tensor): Tokens, (B, L, C).
+            context (tuple[Tensor, Tensor], optional): Keys and values of the other resolution, each (B, heads, N, d).
+            mask (Tensor, optional): True where a token may be looked at, the others' first, (B, N + L).
+            angles (Tensor, optional): Rotary angles, (B or 1, L, d / 2); None for no rotation.
+
+        Returns:
+            tuple[Tensor, tuple[Tensor, Tensor]]: The output (B, L, C), and the tokens' own keys and values.
+        """
+        q, k, v = self.project(x, False, angles)
+        mask = None if mask is None else mask[:, None, None]
+        if context is None:
+            x = hierarchical_attention(q, k, v, mask=mask)
+        else:
+            x = hierarchical_attention(q, *context, k, v, mask)
+        return self.proj(x.transpose(1, 2).flatten(2)), (k, v)
+
+    def forward_both(self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
+        """Attend among tokens of both resolutions.
+
+        Args:
+            x (Tensor): Tokens, (B, N + M, C): the low-resolution ones, then the high-resolution ones.
             num_low (int): N.
-            keep (Tensor, optional): False for high-resolution tokens that nobody may look at, boolean, (B, M).
+            mask (Tensor, optional): True where a token may be looked at, (B, N + M).
             angles (Tensor, optional): Rotary angles, (B or 1, N + M, d / 2); None for no rotation.
 
         Returns:
-            tuple[Tensor, Tensor, Tensor]: The output (B, N + M, C), and queries and keys of the low-resolution tokens,
-            each (B, heads, N, d).
+            Tensor: (B, N + M, C).
         """
-        q, k, v = self.project(x[:, :num_low], False, None if angles is None else angles[:, :num_low])
-        q_all, k_high, v_high, mask = q, None, None, None
-        if self.kv_high is not None:  # even where nothing was selected, lest W' drop out of the graph
-            high_angles = None if angles is None else angles[:, num_low:]
-            q_high, k_high, v_high = self.project(x[:, num_low:], True, high_angles)
-            q_all = torch.cat([q, q_high], 2)
-            if keep is not None:
-                mask = F.pad(keep, (num_low, 0), value=True)[:, None, None]  # (B, 1, 1, N + M)
-        x = hierarchical_attention(q_all, k, v, k_high, v_high, mask)
-        return self.proj(x.transpose(1, 2).flatten(2)), q, k
+        parts = (None, None) if angles is None else (angles[:, :num_low], angles[:, num_low:])
+        q, k, v = self.project(x[:, :num_low], False, parts[0])
+        q_high, k_high, v_high = self.project(x[:, num_low:], True, parts[1])
+        x = hierarchical_attention(
+            torch.cat([q, q_high], 2), k, v, k_high, v_high, None if mask is None else mask[:, None, None]
+        )
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 class HierarchicalBlock(nn.Module):
@@ -192,35 +194,57 @@ class HierarchicalBlock(nn.Module):
         self.blending = alpha < 1
 
     def forward(
-        self, low: Tensor, high: Tensor | None = None, keep: Tensor | None = None, angles: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Refine tokens of both resolutions; ``keep`` and ``angles`` are those of :class:`HierarchicalAttention`.
+        self,
+        x: Tensor,
+        context: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        angles: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Refine tokens of one resolution; for the arguments see :meth:`HierarchicalAttention.forward`.
 
         Args:
-            low (Tensor): Low-resolution tokens, (B, N, C).
-            high (Tensor, optional): Selected high-resolution tokens, (B, M, C), or None.
-            keep (Tensor, optional): (B, M) or None.
-            angles (Tensor, optional): (B or 1, N + M, d / 2) or None.
+            x (Tensor): Tokens, (B, L, C).
+            context (tuple[Tensor, Tensor], optional): Each (B, heads, N, d).
+            mask (Tensor, optional): (B, N + L).
+            angles (Tensor, optional): (B or 1, L, d / 2).
 
         Returns:
-            tuple[Tensor, Tensor | None, Tensor, Tensor]: Low-resolution tokens (B, N, C), high-resolution tokens (B, M,
-            C) or None, and queries and keys of the low-resolution tokens, each (B, heads, N, d).
+            tuple[Tensor, tuple[Tensor, Tensor]]: The tokens (B, L, C), and their keys and values, each (B, heads, L,
+            d).
         """
-        num_low = low.shape[1]
-        blend = high is not None and self.training and self.blending
-        # One tensor from here on: what is not attention is the same for both, and drop path skips both or neither.
-        x = low if high is None else torch.cat([low, high], 1)
+        y, own = self.attn(self.norm1(x), context, mask, angles)
+        x = x + self.drop_path(y)
+        del y  # the memory is at its peak inside the MLP
+        return x + self.drop_path(self.mlp(self.norm2(x))), own
+
+    def forward_both(self, x: Tensor, num_low: int, mask: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
+        """Refine tokens of both resolutions; for the arguments see :meth:`HierarchicalAttention.forward_both`.
+
+        Args:
+            x (Tensor): Tokens, (B, N + M, C): the low-resolution ones, then the high-resolution ones.
+            num_low (int): N.
+            mask (Tensor, optional): (B, N + M).
+            angles (Tensor, optional): (B or 1, N + M, d / 2).
+
+        Returns:
+            Tensor: (B, N + M, C).
+        """
+        blend = self.training and self.blending
         normed = self.norm1(x)
-        y, q, k = self.attn(normed, num_low, keep, angles)
+        y = self.attn.forward_both(normed, num_low, mask, angles)
         if blend:
-            plain, *_ = self.attn(normed[:, :num_low], num_low, angles=None if angles is None else angles[:, :num_low])
+            plain, _ = self.attn(
+                normed[:, :num_low],
+                None,
+                None if mask is None else mask[:, :num_low],
+                None if angles is None else angles[:, :num_low],
+            )
             y = self._scale_high(y, num_low)
             y = torch.cat([plain + self.alpha * (y[:, :num_low] - plain), y[:, num_low:]], 1)
         x = x + self.drop_path(y)
-        del normed, y  # the memory is at its peak inside the MLP
+        del normed, y
         y = self.mlp(self.norm2(x))
-        x = x + self.drop_path(self._scale_high(y, num_low) if blend else y)
-        return x[:, :num_low], None if high is None else x[:, num_low:], q, k
+        return x + self.drop_path(self._scale_high(y, num_low) if blend else y)
 
     def _scale_high(self, y: Tensor, num_low: int) -> Tensor:
         return torch.cat([y[:, :num_low], self.alpha * y[:, num_low:]], 1)

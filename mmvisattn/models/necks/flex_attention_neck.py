@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
-from ..layers.cells import Tiling, attend_and_write_back
+from ..layers.cells import Tiling, add_tokens, gather_tokens
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock, axial_angles
-from ..layers.selection import Relevance, TokenSelector
+from ..layers.selection import Relevance, TokenSelector, pool_to_cells
 
 
 @MODELS.register_module()
@@ -20,16 +21,15 @@ class FlexAttentionNeck(BaseModule):
     """Attention from a coarse level of a pyramid to the few places of a fine level that it points at.
 
     After `FlexAttention <https://arxiv.org/abs/2407.20228>`_, see
-    :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. A plain layer over the coarse level makes the first
-    selection; then each of ``num_layers`` layers attends to the coarse level and to the selected cells of the fine one,
-    writes both back, and selects for the next. All levels keep their shape and the others their values, so it stands
-    between any neck whose levels halve in size and any head:
-    ``neck=[dict(type='FPN', …), dict(type='mmvisattn.FlexAttentionNeck', …)]``.
+    :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. After a plain layer over the coarse level learned questions
+    choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`; then each of ``num_layers``
+    layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the change of the
+    chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
+    so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
+    dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
-    Maps do not tell what of a batch is padding, so the neck selects there too: where a third of an image is padding, up
-    to a third of its cells (after FCViT-tiny and FPN, random weights, noise: a twentieth, a fifth or a third with one
-    draw or another), in mode ``'random'`` a third.
-    Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
+    Maps do not tell what of a batch is padding, so cells may be chosen there too, as far as the questions have not
+    learned better. Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
 
     Args:
         in_channels (int): Channels C of the levels, a multiple of ``4 * num_heads``. Defaults to 256.
@@ -38,11 +38,13 @@ class FlexAttentionNeck(BaseModule):
         num_layers (int): Number of hierarchical layers. Defaults to 2.
         num_heads (int): Number of heads. Defaults to 8.
         mlp_ratio (float): Width of the MLPs as a multiple of ``in_channels``. Defaults to 4.
-        select_mode (str): ``'topk'``, ``'threshold'`` or ``'random'``, see
+        select_mode (str): ``'topk'`` or ``'threshold'``, see
             :class:`~mmvisattn.models.layers.selection.TokenSelector`. Defaults to ``'topk'``.
-        select_ratio (float): Share of the cells that ``'topk'`` and ``'random'`` select, 0 to 1. Defaults to 0.1.
-        select_threshold (float): What the relevance, on a scale of 0…255, must exceed in mode ``'threshold'``. Defaults
-            to 48.
+        select_ratio (float): Share of the cells that ``'topk'`` selects, 0 to 1. Defaults to 0.1.
+        select_threshold (float): What the attention of the questions, on a scale of 0…255, must exceed in mode
+            ``'threshold'``. Defaults to 48.
+        select_explore (float): Share of the selected cells that ``'topk'`` draws at random in training, 0 to 1.
+            Defaults to 0.15.
         cell_size (int): Side of a cell in tokens of the coarse level. Defaults to 1.
         with_cp (bool): Recompute each layer in the backward instead of keeping its activations. Defaults to False.
         drop_path_rate (float): Drop path rate of the layers. Defaults to 0.
@@ -64,6 +66,7 @@ class FlexAttentionNeck(BaseModule):
         select_mode: str = 'topk',
         select_ratio: float = 0.1,
         select_threshold: float = 48.0,
+        select_explore: float = 0.15,
         cell_size: int = 1,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
@@ -100,8 +103,8 @@ class FlexAttentionNeck(BaseModule):
             HierarchicalBlock(in_channels, num_heads, mlp_ratio, drop_path_rate, high_res=i > 0)
             for i in range(num_layers + 1)
         )
-        self.relevance = Relevance('received')
-        self.selector = TokenSelector(select_mode, select_ratio, select_threshold, cell_size)
+        self.relevance = Relevance(in_channels)
+        self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Refine two levels of a pyramid.
@@ -123,22 +126,29 @@ class FlexAttentionNeck(BaseModule):
         # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
         dtype = next(self.blocks.parameters()).dtype
         low = low_map.to(dtype).flatten(2).transpose(1, 2)  # (B, N, C)
-        cells = tiling.split(high_map.to(dtype).permute(0, 2, 3, 1))  # (B, cells, t, C)
-        valid = tiling.valid_tokens(device)
+        high = high_map.to(dtype).flatten(2).transpose(1, 2)  # (B, H·W, C)
         low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
-        cell_angles = tiling.split(axial_angles(high_grid, 1, self.head_dim, device)[None])[0]
+        high_angles = axial_angles(high_grid, 1, self.head_dim, device).flatten(0, 1)
 
-        low, _, q, k = run(self.blocks[0], low, None, None, low_angles, with_cp=with_cp)
+        low, _ = run(self.blocks[0], low, None, None, low_angles, with_cp=with_cp)
+        relevance = pool_to_cells(self.cover(self.relevance(low, low_grid), high_grid), self.cell_size)
+        selection = self.selector(relevance.detach())
+        index, keep = tiling.locate(selection)  # (B, M)
+        mask = None if keep is None else F.pad(keep, (low.shape[1], 0), value=True)
+        angles = torch.cat([low_angles.expand(low.shape[0], -1, -1), high_angles[index]], 1)
+        chosen = gather_tokens(high, index)
+        both = torch.cat([low, chosen], 1)
         for block in self.blocks[1:]:
-            selection = self.selector(self.cover(self.relevance(q, k, low_grid), high_grid))
-            low, cells, q, k = attend_and_write_back(
-                block, low, cells, selection, valid, (low_angles, cell_angles), with_cp
-            )
+            both = run(block.forward_both, both, low.shape[1], mask, angles, with_cp=with_cp)
+        low, new = both.split([low.shape[1], index.shape[1]], 1)
+        gate = selection.gate(relevance, tiling.cell[0] * tiling.cell[1])
+        high = add_tokens(high, index, (new - chosen) * gate, keep)
 
         outs = list(inputs)
         low = low.transpose(1, 2).unflatten(2, low_grid)
         outs[self.low_level] = low.to(low_map.dtype).contiguous()
-        outs[self.high_level] = tiling.join(cells).permute(0, 3, 1, 2).to(high_map.dtype).contiguous()
+        high = high.transpose(1, 2).unflatten(2, high_grid)
+        outs[self.high_level] = high.to(high_map.dtype).contiguous()
         return tuple(outs)
 
     def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.selection import Selection, pool_to_cells
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.models.layers.flex_utils import upsample_cells
+from tests.models.layers.flex_utils import plainly, upsample_cells
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3, mlp_ratio=2)
 
@@ -37,14 +38,15 @@ def gradients(network: FlexViT, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
-def selections(network: FlexViT, x: torch.Tensor) -> list:
-    """What each layer selects."""
+def select(network: FlexViT, x: torch.Tensor) -> Selection:
+    """What is selected."""
     seen = []
     handle = network.selector.register_forward_hook(lambda module, args, selection: seen.append(selection))
     with torch.no_grad():
         network(x)
     handle.remove()
-    return seen
+    (selection,) = seen
+    return selection
 
 
 def timm_vit(**kwargs) -> VisionTransformer:
@@ -66,22 +68,26 @@ def save(network: nn.Module, path) -> str:
 # What the network computes.
 
 
-@pytest.mark.parametrize('settings', [dict(select_ratio=0), dict(num_plain_layers=4)])
+@pytest.mark.parametrize(
+    'settings', [dict(select_ratio=0, out_indices=(0, 1)), dict(num_glance_layers=4, out_indices=(1,))]
+)
 @pytest.mark.parametrize('init_values', [None, 1.0])
 def test_without_selection_the_low_resolution_map_is_that_of_timms_vit(init_values, settings, tmp_path):
     vit = timm_vit(class_token=False, global_pool='avg', init_values=init_values)
     checkpoint = save(vit, tmp_path / 'vit.pth')
-    network = FlexViT(
-        SMALL, 8, 64, **settings, out_indices=(1,), init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
-    )
+    network = FlexViT(SMALL, 8, 64, **settings, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
     network.init_weights()
     x = torch.randn(2, 3, 128, 128)
     expected = vit.forward_features(F.avg_pool2d(x, 2)).transpose(1, 2).unflatten(2, (8, 8))
-    torch.testing.assert_close(network.eval()(x)[0], expected, rtol=1e-4, atol=1e-4)
+    outs = network.eval()(x)
+    torch.testing.assert_close(outs[-1], expected, rtol=1e-4, atol=1e-4)
+    if len(outs) == 2:
+        upsampled = F.interpolate(expected, (16, 16), mode='bilinear')
+        torch.testing.assert_close(outs[0], upsampled, rtol=1e-4, atol=1e-4)
 
 
 def test_a_plain_vit_costs_no_more_than_one():
-    network = build(num_plain_layers=4, out_indices=(1,)).float()
+    network = build(num_glance_layers=4, out_indices=(1,)).float()
     vit = timm_vit(class_token=False, global_pool='avg', dynamic_img_size=True)
     counts = []
     for step in (lambda x: network(x)[0], lambda x: vit.forward_features(F.avg_pool2d(x, 2))):
@@ -92,48 +98,52 @@ def test_a_plain_vit_costs_no_more_than_one():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions():
-    network = build(num_plain_layers=1, select_ratio=1.0, out_indices=(0, 1), cell_size=1).eval()
+def embed(network: FlexViT, x: torch.Tensor) -> torch.Tensor:
+    """All patches of an image with their positions, (B, N, C)."""
+    patches = network.patch_embed(x)
+    return (patches + network.positions(patches.shape[1:3], None)).flatten(1, 2)
+
+
+@pytest.mark.parametrize('cell_size', [1, 2])
+def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions(cell_size):
+    network = build(num_glance_layers=2, select_ratio=1.0, out_indices=(0, 1), cell_size=cell_size).eval()
     x = images(2, 64, 96)
-    low, high = network.embed(F.avg_pool2d(x, 2)), network.embed(x)
-    low, high, *_ = network.forward_plain(low.flatten(1, 2), high, (4, 6))
-    high = high.flatten(1, 2)
-    for block in network.blocks[1:]:
-        low, high, *_ = block(low, high)
-    low = network.norm(low).transpose(1, 2).unflatten(2, (4, 6))
-    high = network.norm_high(high).transpose(1, 2).unflatten(2, (8, 12))
-    torch.testing.assert_close(network(x), (high + F.interpolate(low, (8, 12), mode='bilinear'), low))
+    low, high = embed(network, F.avg_pool2d(x, 2)), embed(network, x)
+    for block in network.blocks[:2]:
+        high = high + plain_branch(block, low, high)
+        low = low + plain_branch(block, low[:, :0], low)
+        low, high = (tokens + block.mlp(block.norm2(tokens)) for tokens in (low, high))
+    gate = pool_to_cells(network.relevance(low, (4, 6)), cell_size).sigmoid()
+    both = torch.cat([low, high], 1)
+    for block in network.blocks[2:]:
+        both = both + torch.stack([plainly(block.attn, image, 24) for image in block.norm1(both)])
+        both = both + block.mlp(block.norm2(both))
+    low = network.norm(both[:, :24]).transpose(1, 2).unflatten(2, (4, 6))
+    high = network.norm_high(both[:, 24:]).transpose(1, 2).unflatten(2, (8, 12))
+    gate = F.interpolate(gate[:, None], (8, 12), mode='nearest')
+    torch.testing.assert_close(network(x), (gate * high + F.interpolate(low, (8, 12), mode='bilinear'), low))
 
 
-@pytest.mark.parametrize('zoom', [2, 3])
-def test_windows_of_the_plain_layers_are_encoded_like_images_of_their_own(zoom):
-    network = build(num_plain_layers=2, zoom=zoom).eval()
-    high = torch.randn(2, 3 * zoom, 4 * zoom, 24, dtype=torch.double)
-    low = torch.randn(2, 12, 24, dtype=torch.double)
-    new_low, new_high, q, k = network.forward_plain(low, high, (3, 4))
-    assert q.shape == k.shape == (2, 3, 12, 8)
-    for row in range(zoom):
-        for column in range(zoom):
-            part = (slice(None), slice(3 * row, 3 * row + 3), slice(4 * column, 4 * column + 4))
-            crop = high[part].flatten(1, 2)
-            expected = network.blocks[1](network.blocks[0](crop)[0])[0]
-            torch.testing.assert_close(new_high[part].flatten(1, 2), expected)
-    torch.testing.assert_close(new_low, network.blocks[1](network.blocks[0](low)[0])[0])
+def plain_branch(block: nn.Module, low: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What the attention of a plain block gives to tokens that look at ``low`` and at each other."""
+    both = block.norm1(torch.cat([low, x], 1))
+    return torch.stack([plainly(block.attn, image, len(image))[low.shape[1] :] for image in both])
 
 
 @pytest.mark.parametrize('mode', ['topk', 'threshold'])
-def test_tokens_that_were_never_selected_stay_as_they_were_to_the_bit(mode):
-    network = build(select_mode=mode, select_threshold=120, select_ratio=0.2, cell_size=1).eval()
+def test_what_was_not_chosen_is_the_low_resolution_map_to_the_bit(mode):
+    settings = dict(select_mode=mode, select_threshold=100, select_ratio=0.2, cell_size=1, out_indices=(0, 1))
+    network = build(**settings).eval()
     x = images(2, 96, 128)
-    final = []
-    network.norm_high.register_forward_hook(lambda module, args, out: final.append(args[0]))
-    chosen = torch.stack([selection.mask((6, 8)) for selection in selections(network, x)])
-    assert len(chosen) == 3 and not torch.equal(chosen[0], chosen[-1])
-    _, high, *_ = network.forward_plain(network.embed(F.avg_pool2d(x, 2)).flatten(1, 2), network.embed(x), (6, 8))
-    touched = upsample_cells(chosen.any(0), (12, 16))
-    assert 0 < touched.sum() < touched.numel()
-    assert torch.equal(final[0][~touched], high[~touched])
-    assert (final[0][touched] != high[touched]).all()
+    fused, low = network(x)
+    chosen = upsample_cells(select(network, x).mask((6, 8)), (12, 16))
+    changed = (fused != F.interpolate(low, (12, 16), mode='bilinear')).any(1)
+    assert torch.equal(changed, chosen) and 0 < chosen.sum() < chosen.numel()
+    # and of its pixels nothing is seen but what the shrunk image shows
+    detail = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double().repeat(48, 64)
+    hidden = (~chosen).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    torch.testing.assert_close(network(x + hidden * detail), (fused, low), rtol=0, atol=1e-12)
+    assert (network(x + detail)[0] - fused).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize('mode', ['topk', 'threshold'])
@@ -142,34 +152,41 @@ def test_an_image_in_a_batch_gets_what_it_gets_alone(mode, size):
     network = build(select_mode=mode, select_threshold=100, out_indices=(0, 1), cell_size=1).eval()
     x = images(3, *size)
     x[1] = 0.1  # a plain picture
-    counts = (
-        [selection.keep.sum(1).tolist() for selection in selections(network, x)] if mode == 'threshold' else [[0, 1]]
-    )
-    assert any(len(set(row)) > 1 for row in counts)
+    if mode == 'threshold':
+        assert len(set(select(network, x).keep.sum(1).tolist())) > 1
     whole = network(x)
     for i in range(3):
         torch.testing.assert_close(network(x[i : i + 1]), tuple(out[i : i + 1] for out in whole))
 
 
-def test_selection_has_no_gradient_but_everything_else_does():
-    network = build(out_indices=(0, 1))
+@pytest.mark.parametrize('mode', ['topk', 'threshold'])
+def test_an_image_gives_alone_what_it_gives_beside_larger_ones(mode):
+    network = build(select_mode=mode, select_threshold=60, out_indices=(0, 1), select_ratio=0.4, zoom=2).eval()
+    x = images(3, 128, 160)
+    sizes = [(128, 160), (50, 90), (33, 160)]
+    for image, (height, width) in zip(x, sizes):
+        image[:, height:] = image[:, :, width:] = 0
+    for i, (height, width) in enumerate(sizes):
+        for out, alone in zip(network(x), network(x[i : i + 1, :, :height, :width])):
+            rows, columns = alone.shape[2:]
+            torch.testing.assert_close(out[i : i + 1, :, :rows, :columns], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, dict(out_indices=(0, 1)), dict(num_glance_layers=4), dict(select_mode='threshold')]
+)
+def test_every_parameter_has_a_gradient(settings):
+    network = build(**settings)
     grads = gradients(network, images(2, 96, 96))
     assert [name for name, grad in grads.items() if grad.abs().max() == 0] == []
-    assert any('kv_high' in name for name in grads)
-    # the fine image matters through the tokens that low-resolution ones look at, and through those written back
-    for i in (0, 1):
-        x = images(1, 64, 64).requires_grad_()
-        detail = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double().repeat(32, 32)  # unseen at low resolution
-        network(x)[i].square().sum().backward()
-        assert (x.grad * detail).sum().abs() > 1e-6
+    assert any('relevance' in name for name in grads) and any('kv_high' in name for name in grads) == (
+        network.num_glance_layers < 4
+    )
 
 
-@pytest.mark.parametrize('out_indices', [(0,), (1,), (0, 1)])
-def test_every_parameter_has_a_gradient(out_indices):
-    network = build(out_indices=out_indices)
-    outs = network(images(2, 64, 64))
-    assert isinstance(outs, tuple) and len(outs) == len(out_indices)
-    sum(out.square().mean() for out in outs).backward()
+def test_no_cell_at_all_leaves_no_parameter_out_of_the_graph():
+    network = build(select_ratio=0.0)
+    network(images(1, 64, 64))[0].sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
@@ -194,77 +211,19 @@ def test_output_shapes(size, zoom):
         assert torch.isfinite(out).all()
 
 
-def test_padding_inside_equals_padding_outside_up_to_selection():
-    network = build(select_ratio=1.0).eval()
-    x = images(1, 75, 101)
-    padded = network(F.pad(x, (0, 128 - 101, 0, 96 - 75)))[0]
-    torch.testing.assert_close(network(x)[0], padded[:, :, :10, :13])
-
-
-def calls(network: FlexViT, x: torch.Tensor) -> list[tuple]:
-    """What the selector is given in each layer."""
-    seen = []
-    handle = network.selector.register_forward_pre_hook(lambda module, args: seen.append(args))
-    with torch.no_grad():
-        network(x)
-    handle.remove()
-    return seen
-
-
-def test_padding_is_told_to_the_selection_where_there_is_any():
-    network = build(cell_size=2, select_ratio=0.5)
-    assert calls(network, images(1, 64, 64))[0][1:] == (None, None)
-    _, valid, cells = calls(network, images(1, 33, 64))[0]  # 5×8 patches; 3×4 low-resolution tokens, padded to 4×4
-    assert valid[0].tolist() == [[True] * 4] * 3 + [[False] * 4] and cells is None  # each cell shows a part of it
-    _, valid, cells = calls(network, F.pad(images(1, 33, 64), (0, 64, 0, 0)))[0]
-    assert valid[0].tolist() == [[True] * 4 + [False] * 4] * 3 + [[False] * 8]
-    assert cells[0].tolist() == [[True] * 2 + [False] * 2] * 2
-
-
-@pytest.mark.parametrize('relevance', ['contrast', 'received'])
-@pytest.mark.parametrize('mode', ['topk', 'threshold', 'random'])
-def test_nothing_is_selected_in_the_padding_of_a_batch(mode, relevance):
-    network = build(
-        select_mode=mode, select_threshold=20, select_ratio=0.6, relevance=relevance, cell_size=1, num_plain_layers=1
-    ).eval()
+@pytest.mark.parametrize('mode', ['topk', 'threshold'])
+def test_nothing_is_selected_in_the_padding_of_a_batch(mode):
+    network = build(select_mode=mode, select_threshold=20, select_ratio=0.6, cell_size=1)  # training: some are drawn
     x = images(2, 96, 128)
     x[1, :, :, 40:] = 0  # a picture of 40 columns beside one of 128: 3 of 8 tokens
-    for selection in selections(network, x):
-        chosen = selection.mask((6, 8))
-        assert chosen[1].any() and not chosen[1, :, 3:].any()
-        if mode != 'threshold':
-            assert chosen.sum((1, 2)).tolist() == [round(0.6 * 48), round(0.6 * 18)]
-
-
-def test_what_the_padding_of_a_batch_still_changes():
-    """The figure of the docstring; 0 would be an image that does not notice its batch."""
-    torch.manual_seed(0)
-    network = FlexViT('tiny').eval()
-    x = torch.randn(2, 3, 512, 768)
-    x[1, :, :, 512:] = 0
-    with torch.no_grad():
-        together, alone = network(x)[0][1:, :, :, :32], network(x[1:, :, :, :512])[0]
-    assert 0.15 < (together - alone).norm() / alone.norm() < 0.35
-
-
-def test_positions_follow_the_image_and_not_its_batch():
-    network = build()
-    x = images(2, 64, 96)
-    x[1, :, 40:] = x[1, :, :, 60:] = 0
-    given = []
-    handle = network.blocks[0].register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    network(x)
-    network(x[1:, :, :40, :60])
-    handle.remove()
-    low, _, alone, _ = given
-    # 3×4 low-resolution tokens, in the batch among 4×6
-    torch.testing.assert_close(
-        low.unflatten(1, (4, 6))[1:, :3, :4], alone.unflatten(1, (4, 4))[:, :3], atol=1e-5, rtol=0
-    )
+    chosen = select(network, x).mask((6, 8))
+    assert chosen[1].any() and not chosen[1, :, 3:].any()
+    if mode == 'topk':
+        assert chosen.sum((1, 2)).tolist() == [round(0.6 * 48), round(0.6 * 18)]
 
 
 def test_a_graph_minds_the_padding_too():
-    network = build(dict(SMALL, depth=2), cell_size=1, num_plain_layers=1).eval()
+    network = build(dict(SMALL, depth=2), cell_size=1).eval()
     x = images(2, 64, 96)
     x[1, :, :, 40:] = 0
     compiled = torch.compile(network, backend='eager', fullgraph=True)
@@ -277,7 +236,8 @@ def test_position_embedding_is_resampled_to_the_image():
     network.pos_embed.data = torch.linspace(0, 1, 8).repeat(8, 1).flatten()[None, :, None].expand(-1, -1, 24).double()
     network.patch_embed.proj.bias.data.zero_()
     x = torch.zeros(1, 3, 64, 128, dtype=torch.double)
-    low, high = network.embed(F.avg_pool2d(x, 2)), network.embed(x)  # (1, 4, 8, 24), (1, 8, 16, 24)
+    low = embed(network, F.avg_pool2d(x, 2)).unflatten(1, (4, 8))
+    high = embed(network, x).unflatten(1, (8, 16))
     torch.testing.assert_close(low[0, 0, :, 0], torch.linspace(0, 1, 8).double(), rtol=1e-4, atol=1e-4)
     # a token lies in the middle of the four below it
     torch.testing.assert_close(
@@ -299,7 +259,7 @@ def test_loads_weights_of_timm(options, tmp_path):
     assert torch.equal(network.pos_embed, state['pos_embed'][:, -64:])
     for i, block in enumerate(network.blocks):
         assert torch.equal(block.attn.qkv.weight, state[f'blocks.{i}.attn.qkv.weight'])
-        if i >= network.num_plain_layers:
+        if i >= network.num_glance_layers:
             assert torch.equal(block.attn.kv_high.weight, state[f'blocks.{i}.attn.qkv.weight'][24:])
             assert torch.equal(block.attn.kv_high.bias, state[f'blocks.{i}.attn.qkv.bias'][24:])
     assert torch.equal(network.norm_high.weight, state['norm.weight'])
@@ -324,12 +284,12 @@ def test_position_embedding_of_another_size_is_resampled(tmp_path):
 
 
 def test_own_weights_come_back_as_they_were(tmp_path):
-    first = build(num_plain_layers=1).float()
+    first = build(num_glance_layers=1).float()
     checkpoint = save(first, tmp_path / 'flex.pth')
-    second = FlexViT(SMALL, 8, 64, num_plain_layers=1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    second = FlexViT(SMALL, 8, 64, num_glance_layers=1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
     second.init_weights()
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
-    longer = FlexViT(SMALL, 8, 64, num_plain_layers=2, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    longer = FlexViT(SMALL, 8, 64, num_glance_layers=2, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
     longer.init_weights()
     assert torch.equal(longer.blocks[2].attn.kv_high.weight, first.blocks[2].attn.kv_high.weight)
 
@@ -358,7 +318,12 @@ def test_named_sizes_have_the_shapes_of_timms_deit():
         shared = [name for name in sizes if name in theirs and name != 'pos_embed']
         assert all(sizes[name] == theirs[name] for name in shared)
         assert set(theirs) - set(shared) == {'cls_token', 'pos_embed', 'head.weight', 'head.bias'}
-        assert {name.split('.')[-2] for name in set(sizes) - set(theirs)} == {'kv_high', 'norm_high'}
+        assert {name.split('.')[-2] for name in set(sizes) - set(theirs)} == {
+            'kv_high',
+            'norm_high',
+            'norm',
+            'questions',
+        }
 
 
 # The contract of a backbone.
@@ -366,7 +331,7 @@ def test_named_sizes_have_the_shapes_of_timms_deit():
 
 def test_built_from_the_registry_by_its_scoped_name():
     network = ROOT.build(dict(type='mmvisattn.FlexViT', arch='tiny'))
-    assert isinstance(network, FlexViT) and network.num_plain_layers == 3
+    assert isinstance(network, FlexViT) and network.num_glance_layers == 8
 
 
 def test_checkpointing_gives_the_same_gradients():
@@ -379,7 +344,13 @@ def test_frozen_stages(frozen_stages):
     network = build(frozen_stages=frozen_stages, drop_path_rate=0.1)
     network.train()
     for name, parameter in network.named_parameters():
-        stage = int(name.split('.')[1]) + 1 if name.startswith('blocks') else 4 if name.startswith('norm') else 0
+        stage = (
+            int(name.split('.')[1]) + 1
+            if name.startswith('blocks')
+            else 4
+            if name.startswith(('norm', 'relevance'))
+            else 0
+        )
         assert parameter.requires_grad == (stage > frozen_stages), name
     assert [block.training for block in network.blocks] == [i >= frozen_stages for i in range(4)]
     if frozen_stages < 4:
@@ -400,6 +371,7 @@ def test_layer_depth():
         'patch_embed.proj.weight': 0,
         'blocks.0.norm1.weight': 1,
         'blocks.3.attn.kv_high.weight': 4,
+        'relevance.questions.weight': 5,
         'norm.weight': 5,
         'norm_high.bias': 5,
     }
@@ -432,10 +404,11 @@ def test_topk_compiles_to_one_graph_and_exports():
         (dict(zoom=1), '`zoom` is 1;.*integer from 2'),
         (dict(zoom=1.5), '`zoom` is 1.5'),
         (dict(select_ratio=25), '`select_ratio` is 25;.*from 0'),
-        (dict(relevance='contrasts'), "`relevance` is 'contrasts'.*did you mean 'contrast'"),
+        (dict(select_explore=2), '`select_explore` is 2;.*from 0'),
+        (dict(out_indices=(1,)), r'`out_indices` is \(1,\);.*`num_glance_layers=4`'),
         (dict(select_mode='top-k'), "'top-k'.*did you mean 'topk'"),
-        (dict(num_plain_layers=5), '`num_plain_layers` is 5, with 4 layers in all.*to 4'),
-        (dict(num_plain_layers=0), 'from 1'),
+        (dict(num_glance_layers=5), '`num_glance_layers` is 5, with 4 layers in all.*to 4'),
+        (dict(num_glance_layers=0), 'from 1'),
         (dict(cell_size=0), '`cell_size` is 0'),
         (dict(pretrain_size=60), '`pretrain_size` is 60;.*multiple of `patch_size`, 8'),
         (dict(out_indices=(2,)), 'from 0 to 1'),

@@ -33,6 +33,12 @@ def choose_among_9x9(selector: TokenSelector, relevance: torch.Tensor, inside: t
     return selector.choose(F.adaptive_max_pool2d(maps, (9, 9))).mask((9, 9))
 
 
+def attention_map(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(Q Kᵀ / √d), which fused attention does not give away."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (logits if mask is None else logits.masked_fill(~mask, float('-inf'))).softmax(-1)
+
+
 def build(high_res: bool = True, seed: int = 0, **kwargs) -> HierarchicalBlock:
     """A block in float64 whose projections are large enough to make attention sharp, and W' other than W."""
     torch.manual_seed(seed)

@@ -2,12 +2,11 @@ import ast
 
 from mmvisattn.models.layers.hierarchical_attention import (
     HierarchicalAttention,
-    attention_map,
     axial_angles,
     hierarchical_attention,
     rotate_by_angles,
 )
-from mmvisattn.models.layers.selection import TokenSelector, received_attention
+from mmvisattn.models.layers.selection import TokenSelector
 from mmvisattn.testing import load_golden_weights
 
 import numpy as np
@@ -16,7 +15,15 @@ import torch
 from torch import nn
 
 from tests.golden import load
-from tests.models.layers.flex_utils import build, choose_among_9x9, inside_letterbox, plainly, tokens, upsample_cells
+from tests.models.layers.flex_utils import (
+    attention_map,
+    build,
+    choose_among_9x9,
+    inside_letterbox,
+    plainly,
+    tokens,
+    upsample_cells,
+)
 
 # Against the authors' implementation: what only a language model has stands here.
 
@@ -64,7 +71,7 @@ class LanguageLayer(nn.Module):
         begin, end = int(self.golden['image_begin']), int(self.golden['image_end'])
         chosen = attention[image, :, rows, begin:end].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, 36)
         selector = TokenSelector('threshold', threshold=float(self.golden['threshold']))
-        relevance = received_attention(chosen).unflatten(1, (6, 6))
+        relevance = chosen.sum((1, 2)).unflatten(1, (6, 6))
         cells = choose_among_9x9(selector, relevance, inside_letterbox(size, 6))
         return upsample_cells(cells, (18, 18)).flatten(1)
 
@@ -146,20 +153,42 @@ def test_golden_layer_in_training(layer, step):
 
 def test_attention_equals_the_formula():
     attn, x = build().attn, tokens(2, 13)
-    out, q, k = attn(x, 8)
-    assert q.shape == k.shape == (2, 3, 8, 8)  # of the low-resolution tokens alone
-    torch.testing.assert_close(out, torch.stack([plainly(attn, image, 8) for image in x]))
+    torch.testing.assert_close(attn.forward_both(x, 8), torch.stack([plainly(attn, image, 8) for image in x]))
     attn = build(high_res=False).attn
-    torch.testing.assert_close(attn(x, 13)[0], torch.stack([plainly(attn, image, 13) for image in x]))
+    out, (k, v) = attn(x)
+    assert k.shape == v.shape == (2, 3, 13, 8)
+    torch.testing.assert_close(out, torch.stack([plainly(attn, image, 13) for image in x]))
+
+
+def test_keys_that_were_kept_are_looked_at_as_if_they_were_there():
+    attn, x = build(high_res=False).attn, tokens(2, 13)
+    _, context = attn(x[:, :8])
+    out, own = attn(x[:, 8:], context)
+    torch.testing.assert_close(out, torch.stack([plainly(attn, image, 13)[8:] for image in x]))
+    assert own[0].shape == (2, 3, 5, 8)
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[0, 5:8] = mask[1, 12] = False
+    out, _ = attn(x[:, 8:], context, mask)
+    for image in range(2):
+        kept = plainly(attn, x[image, mask[image]], mask[image].sum())
+        torch.testing.assert_close(out[image, mask[image, 8:]], kept[mask[image, :8].sum() :])
 
 
 def test_ragged_selections_equal_each_image_alone():
     attn, x = build().attn, tokens(3, 13)
     keep = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
-    out, *_ = attn(x, 8, keep)
+    mask = torch.cat([torch.ones(3, 8, dtype=torch.bool), keep], 1)
+    out = attn.forward_both(x, 8, mask)
     for image in range(3):
-        kept = torch.cat([torch.ones(8, dtype=torch.bool), keep[image]])
-        torch.testing.assert_close(out[image, kept], plainly(attn, x[image, kept], 8))
+        torch.testing.assert_close(out[image, mask[image]], plainly(attn, x[image, mask[image]], 8))
+
+
+def test_without_high_resolution_tokens_their_projections_still_have_a_gradient():
+    block, low = build(), tokens(2, 9)
+    out = block.forward_both(low, 9)
+    torch.testing.assert_close(out, block(low)[0])
+    out.sum().backward()
+    assert block.attn.kv_high.weight.grad is not None  # an unused parameter would stop distributed training
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -179,7 +208,9 @@ def test_high_resolution_projections_start_as_copies():
     attn = HierarchicalAttention(24, 3)
     x = torch.randn(2, 13, 24)
     q, k, v = attn.qkv(x).unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(attn(x, 8)[0], attn.proj(hierarchical_attention(q, k, v).transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(
+        attn.forward_both(x, 8), attn.proj(hierarchical_attention(q, k, v).transpose(1, 2).flatten(2))
+    )
     assert attn.kv_high.weight.data_ptr() != attn.qkv.weight.data_ptr()
 
 
@@ -187,40 +218,34 @@ def test_high_resolution_projections_start_as_copies():
 
 
 def test_alpha_blends_the_plain_path_into_the_hierarchical_one():
-    block, low = build().train(), tokens(2, 9)
-    high = tokens(2, 8)
-    full_low, full_high, *_ = block(low, high)
+    block, x = build().train(), tokens(2, 17)
+    full = block.forward_both(x, 9)
 
     block.set_alpha(0.0)
-    plain_low, plain_high, *_ = block(low, high)
     plain = build(high_res=False)
     plain.load_state_dict({key: value for key, value in block.state_dict().items() if 'kv_high' not in key})
-    torch.testing.assert_close(plain_low, plain(low)[0])
-    torch.testing.assert_close(plain_high, high)
+    torch.testing.assert_close(block.forward_both(x, 9), torch.cat([plain(x[:, :9])[0], x[:, 9:]], 1))
 
     block.set_alpha(0.25)
-    x = torch.cat([low, high], 1)
     normed = block.norm1(x)
     mixed = plainly(block.attn, normed[0], 9) * 0.25
     mixed[:9] += 0.75 * plainly(plain.attn, normed[0, :9], 9)
     expected = x[0] + mixed
     out = block.mlp(block.norm2(expected))
     out[9:] *= 0.25
-    blended_low, blended_high, *_ = block(low, high)
-    torch.testing.assert_close(torch.cat([blended_low, blended_high], 1)[0], expected + out)
+    torch.testing.assert_close(block.forward_both(x, 9)[0], expected + out)
 
-    torch.testing.assert_close(block.eval()(low, high)[:2], (full_low, full_high))
+    torch.testing.assert_close(block.eval().forward_both(x, 9), full)
     block.train().set_alpha(1.0)
-    torch.testing.assert_close(block(low, high)[:2], (full_low, full_high), rtol=0, atol=0)
+    torch.testing.assert_close(block.forward_both(x, 9), full, rtol=0, atol=0)
     assert not any('alpha' in key for key in block.state_dict())
 
 
 def test_drop_path_skips_both_resolutions_of_an_image_together():
-    block, low, high = build(drop_path_rate=0.5).train(), tokens(64, 4), tokens(64, 4)
-    new_low, new_high, *_ = block(low, high)
-    skipped = (new_low == low).flatten(1).all(1)
-    assert 0 < skipped.sum() < 64
-    assert torch.equal(skipped, (new_high == high).flatten(1).all(1))
+    block, x = build(drop_path_rate=0.5).train(), tokens(64, 8)
+    same = (block.forward_both(x, 4) == x).all(2)
+    assert 0 < same[:, 0].sum() < 64
+    assert torch.equal(same, same[:, :1].expand(-1, 8))
 
 
 # Rotary angles.
@@ -241,9 +266,8 @@ def test_rotary_attention_sees_distances_alone():
 
 
 def test_half_precision_stays_near_full():
-    block, low, high = build().float(), tokens(1, 9).float(), tokens(1, 8).float()
-    expected = torch.cat(block(low, high)[:2], 1)
+    block, x = build().float(), tokens(1, 17).float()
+    expected = block.forward_both(x, 9)
     with torch.autocast('cpu', torch.bfloat16):
-        out, _, q, k = block(low, high)
-    assert q.dtype == torch.bfloat16 and attention_map(q, k).dtype == torch.float32
-    assert (out.float() - expected[:, :9]).abs().mean() < 0.05 * expected.abs().mean()
+        out = block.forward_both(x, 9)
+    assert (out - expected).abs().mean() < 0.05 * expected.abs().mean()

@@ -1,0 +1,109 @@
+"""Where FlexAttention looks: how well its cells meet the objects, and rules to hold against them."""
+
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from ..models.backbones import FlexViT
+from ..models.layers.selection import Selection
+from ..registry import HOOKS
+
+CELL_RULES = ('relevance', 'chance', 'centre', 'deviation', 'truth')
+
+
+@HOOKS.register_module()
+class CellRuleHook(Hook):
+    """Have FlexViT choose its cells by a rule, and tell how many objects they meet.
+
+    A network that looks where its attention points has to be held against the same network that looks elsewhere. After
+    a validation or test of a detector ``cells/recall`` is the share of the boxes whose middle lies in a chosen cell, 0
+    of a plain ViT.
+
+    Args:
+        rule (str): ``'relevance'``, the network's own choice; ``'chance'``, one draw for each image and iteration;
+            ``'centre'``, the cells next to the middle; ``'deviation'``, those whose pixels differ most from each other;
+            ``'truth'``, those that a box of the annotation touches, then others by chance. Defaults to
+            ``'relevance'``.
+
+    Raises:
+        UserError: If the rule is unknown, or the backbone is no FlexViT that chooses cells.
+    """
+
+    def __init__(self, rule: str = 'relevance') -> None:
+        if rule not in CELL_RULES:
+            raise UserError(
+                f'CellRuleHook: `rule` is {rule!r}{nearest(rule, CELL_RULES)}; set it to one of {CELL_RULES}'
+            )
+        self.rule = rule
+        self.boxes: list[Tensor] = []
+        self.met: list[Tensor] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Put the rule before the selector."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        network = getattr(model, 'backbone', None)
+        if not isinstance(network, FlexViT):
+            raise UserError(
+                f'CellRuleHook: the backbone is {type(network).__name__}; take the hook out of `custom_hooks`, or set '
+                'FlexViT as backbone'
+            )
+        if network.low_only:  # a plain ViT, the control that chooses nothing
+            return
+        self.side = network.cell_size * network.zoom * network.patch_size
+        network.selector.register_forward_hook(self._note)
+        if self.rule != 'relevance':
+            network.register_forward_pre_hook(self._see)
+            network.selector.register_forward_pre_hook(self._judge)
+            network.selector.explore = 0.0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Note where the boxes are."""
+        samples = (data_batch or {}).get('data_samples', [])
+        boxes = [sample.gt_instances.bboxes for sample in samples if 'gt_instances' in sample]
+        self.boxes = [getattr(of_image, 'tensor', of_image) for of_image in boxes]
+
+    before_val_iter = before_test_iter = before_train_iter
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Begin to count."""
+        self.met.clear()
+
+    before_test_epoch = before_val_epoch
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Add the share of boxes that were met to the metrics."""
+        if self.boxes and metrics is not None:
+            metrics['cells/recall'] = torch.cat(self.met).double().mean().item() if self.met else 0.0
+
+    after_test_epoch = after_val_epoch
+
+    def _see(self, network: nn.Module, args: tuple[Tensor]) -> None:
+        self.images = args[0]
+
+    def _note(self, selector: nn.Module, args: tuple, selection: Selection) -> None:
+        if selector.training:
+            return
+        for chosen, boxes in zip(selection.mask(args[0].shape[1:]), self.boxes):
+            middles = ((boxes[:, :2] + boxes[:, 2:]) / 2 / self.side).long().to(chosen.device)
+            self.met.append(chosen[middles[:, 1], middles[:, 0]].cpu())
+
+    def _judge(self, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        logits, valid = args
+        scores = torch.rand_like(logits)
+        rows, columns = logits.shape[1:]
+        if self.rule == 'centre':
+            y, x = (torch.arange(n, device=logits.device).sub((n - 1) / 2).square() for n in (rows, columns))
+            scores = 1e-3 * scores - (y[:, None] + x)
+        elif self.rule == 'deviation':
+            height, width = rows * self.side, columns * self.side
+            images = F.pad(self.images, (0, width - self.images.shape[3], 0, height - self.images.shape[2]))
+            scores = images.unfold(2, self.side, self.side).unfold(3, self.side, self.side).flatten(4).std(-1).mean(1)
+        elif self.rule == 'truth':
+            for of_image, boxes in zip(scores, self.boxes):
+                for left, top, right, bottom in (boxes / self.side).tolist():
+                    of_image[int(top) : int(bottom) + 1, int(left) : int(right) + 1] += 1
+        return scores, valid

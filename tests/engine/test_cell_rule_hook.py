@@ -1,0 +1,70 @@
+from types import SimpleNamespace
+
+from mmvisattn.engine import CellRuleHook
+from mmvisattn.engine.cell_rule_hook import CELL_RULES
+from mmvisattn.errors import UserError
+from mmvisattn.models.backbones import FlexViT
+
+import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import nn
+
+SMALL = dict(embed_dims=24, depth=3, num_heads=3, mlp_ratio=2)
+
+
+def runner_of(backbone: nn.Module) -> SimpleNamespace:
+    return SimpleNamespace(model=SimpleNamespace(backbone=backbone))
+
+
+def choose(rule: str, x: torch.Tensor, boxes: list[list[float]]) -> tuple[torch.Tensor, dict[str, float]]:
+    """The cells that are chosen of a picture with such boxes, and the metrics of its validation."""
+    torch.manual_seed(0)
+    network = FlexViT(SMALL, patch_size=8, pretrain_size=64, cell_size=1, select_ratio=0.1).eval()
+    hook = CellRuleHook(rule)
+    hook.before_run(runner_of(network))
+    chosen = []
+    network.selector.register_forward_hook(lambda module, args, selection: chosen.append(selection.mask((8, 8))))
+    sample = BaseDataElement(gt_instances=InstanceData(bboxes=torch.tensor(boxes)))
+    hook.before_val_epoch(None)
+    hook.before_val_iter(None, 0, dict(data_samples=[sample]))
+    with torch.no_grad():
+        network(x)
+    metrics = {}
+    hook.after_val_epoch(None, metrics)
+    return chosen[0][0], metrics
+
+
+def test_rules_choose_what_they_say():
+    x = torch.randn(1, 3, 128, 128) * 0.1  # cells of 16 pixels
+    x[:, :, 32:48, 16:32] *= 20
+    boxes = [[17.0, 100.0, 30.0, 115.0], [40.0, 5.0, 52.0, 12.0]]  # cells (6, 1), (7, 1) and (0, 2), (0, 3)
+    picked = {rule: choose(rule, x, boxes) for rule in CELL_RULES}
+    assert all(cells.sum() == 6 for cells, _ in picked.values())
+    assert picked['truth'][0][[6, 7, 0, 0], [1, 1, 2, 3]].all()
+    assert picked['truth'][1] == {'cells/recall': 1.0}
+    assert picked['deviation'][0][2, 1]
+    assert picked['centre'][0][3:5, 3:5].all() and picked['centre'][1] == {'cells/recall': 0.0}
+    assert not torch.equal(picked['relevance'][0], picked['chance'][0])
+
+
+def test_recall_counts_the_boxes_whose_middle_is_seen():
+    x = torch.randn(1, 3, 128, 128)
+    boxes = [[0.0, 0.0, 20.0, 4.0], [60.0, 60.0, 66.0, 66.0]]  # in the middle of the picture the second alone
+    assert choose('centre', x, boxes)[1] == {'cells/recall': 0.5}
+
+
+def test_a_plain_vit_meets_nothing():
+    hook = CellRuleHook('chance')
+    hook.before_run(runner_of(FlexViT(SMALL, 8, 64, num_glance_layers=3, out_indices=(1,))))
+    hook.boxes = [torch.zeros(1, 4)]
+    metrics = {}
+    hook.after_test_epoch(None, metrics)
+    assert metrics == {'cells/recall': 0.0}
+
+
+def test_wrong_use():
+    with pytest.raises(UserError, match=r"'chanse' \(did you mean 'chance'\?\)"):
+        CellRuleHook('chanse')
+    with pytest.raises(UserError, match='the backbone is Conv2d; take the hook out'):
+        CellRuleHook().before_run(runner_of(nn.Conv2d(3, 3, 1)))

@@ -1,0 +1,158 @@
+"""What a search (``make_mini.py --decoys``) gives away, before anything is trained on it.
+
+Two measures of contrast choose cells, and the share of the targets' boxes that these cover is told: if an edge or a
+strange colour led to the targets, the search would show nothing about attention. And a small classifier is shown the
+shrunk image around a place: it should tell a thing from the ground, for otherwise a glance could lead nowhere, and not
+tell the classes apart, for otherwise there were no need to look closely.
+
+Example:
+    python tools/data/make_mini.py data/mini_search --size 256 256 --classes 3 --objects 1 2 --empty 0.15 --decoys 6 10
+    python tools/analysis/search_gates.py data/mini_search
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
+
+CELL, ZOOM = 32, 4  # pixels
+AROUND = 4  # pixels of the shrunk image to each side of a place
+Box = tuple[float, float, float, float]  # x, y, width, height
+
+
+def read(root: Path, split: str) -> list[tuple[np.ndarray, list[Box], list[int], list[Box]]]:
+    """Image (H, W, 3) in 0…1, boxes of targets, their classes, and boxes of decoys of each scene."""
+    content = json.loads((root / f'coco/annotations/instances_{split}2017.json').read_text())
+    numbers = {number: n for n, number in enumerate(sorted({a['category_id'] for a in content['annotations']}))}
+    scenes = []
+    for record in content['images']:
+        own = [a for a in content['annotations'] if a['image_id'] == record['id']]
+        image = cv2.imread(str(root / f'coco/{split}2017' / record['file_name'])).astype(np.float32) / 255
+        classes = [numbers[a['category_id']] for a in own]
+        scenes.append((image, [a['bbox'] for a in own], classes, record['decoys']))
+    return scenes
+
+
+def pixel_deviation(image: np.ndarray) -> np.ndarray:
+    """Standard deviation of the pixels of each cell, (cell rows, cell columns)."""
+    return _cells(image).std(2).mean(-1)
+
+
+def colour_contrast(image: np.ndarray) -> np.ndarray:
+    """Distance of a cell's most unusual colour, at the scale of a thing, from the mean colour of the image."""
+    smooth = cv2.blur(image, (9, 9))
+    return _cells(np.linalg.norm(smooth - image.mean((0, 1)), axis=-1, keepdims=True)).max(2)[..., 0]
+
+
+def _cells(image: np.ndarray) -> np.ndarray:
+    rows, columns = image.shape[0] // CELL, image.shape[1] // CELL
+    split = image[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL, -1)
+    return split.swapaxes(1, 2).reshape(rows, columns, CELL * CELL, -1)
+
+
+def coverage(scores: np.ndarray, boxes: Sequence[Box], ratio: float) -> list[float]:
+    """The share of each box that the best cells cover."""
+    chosen = np.zeros(scores.size)
+    chosen[np.argsort(-scores.ravel())[: round(ratio * scores.size)]] = 1
+    pixels = np.kron(chosen.reshape(scores.shape), np.ones((CELL, CELL)))
+    return [
+        pixels[int(y) : int(np.ceil(y + height)), int(x) : int(np.ceil(x + width))].mean()
+        for x, y, width, height in boxes
+    ]
+
+
+def look(image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
+    """What the shrunk image shows around the middle of each box."""
+    low = cv2.resize(image, None, fx=1 / ZOOM, fy=1 / ZOOM, interpolation=cv2.INTER_AREA)
+    low = np.pad(low, ((AROUND, AROUND), (AROUND, AROUND), (0, 0)), mode='edge')
+    at = [(int((y + height / 2) / ZOOM), int((x + width / 2) / ZOOM)) for x, y, width, height in boxes]
+    return [low[y : y + 2 * AROUND + 1, x : x + 2 * AROUND + 1] for y, x in at]
+
+
+def accuracy(train: Sequence[Sequence[np.ndarray]], val: Sequence[Sequence[np.ndarray]]) -> float:
+    """Mean accuracy over the classes of a small network that was trained on examples of each."""
+    torch.manual_seed(0)
+
+    def gather(groups: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
+        examples = torch.tensor(np.concatenate([np.stack(group) for group in groups])).permute(0, 3, 1, 2)
+        return examples - 0.5, torch.cat([torch.full((len(group),), n) for n, group in enumerate(groups)])
+
+    (x, y), (x_val, y_val) = gather(train), gather(val)
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
+        nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, len(train)),
+    )  # fmt: skip
+    network(x[:1])
+    weight = 1 / torch.bincount(y)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
+    for _ in range(15):
+        for index in torch.randperm(len(y)).split(64):
+            loss = nn.functional.cross_entropy(network(x[index]), y[index], weight / weight.sum() * len(weight))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    network.eval()
+    with torch.no_grad():
+        right = network(x_val).argmax(1) == y_val
+    return float(np.mean([right[y_val == n].float().mean() for n in range(len(val))]))
+
+
+def measure(root: Path) -> list[tuple[str, float, float]]:
+    """All gates of a set: what is measured, its value, and what chance would give."""
+    train, val = read(root, 'train'), read(root, 'val')
+    rows = [
+        (
+            f'{name} covers of a box at {ratio:.0%}',
+            np.mean([c for s in val for c in coverage(of(s[0]), s[1], ratio)]),
+            ratio,
+        )
+        for name, of in (('pixel deviation', pixel_deviation), ('colour contrast', colour_contrast))
+        for ratio in (0.05, 0.1)
+    ]
+    rng = np.random.default_rng(0)
+    shown: dict[str, list[list[np.ndarray]]] = {'ground': [], 'targets': [], 'decoys': [], 'classes': []}
+    for scenes in (train, val):
+        ground, targets, decoys = [], [], []
+        classes: list[list[np.ndarray]] = [[] for _ in range(1 + max(n for s in scenes for n in s[2]))]
+        for image, boxes, numbers, others in scenes:
+            seen = look(image, boxes)
+            targets += seen
+            decoys += look(image, others)
+            middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
+            places = rng.uniform(8, (image.shape[1] - 8, image.shape[0] - 8), (8, 2))
+            free = [p for p in places if (np.hypot(*(middles - p).T) > 16).all()]
+            ground += look(image, [(x, y, 0, 0) for x, y in free])
+            for n, patch in zip(numbers, seen):
+                classes[n].append(patch)
+        for name, value in (('ground', ground), ('targets', targets), ('decoys', decoys), ('classes', classes)):
+            shown[name].append(value)
+    things = [targets + decoys for targets, decoys in zip(shown['targets'], shown['decoys'])]
+    for name, groups in (
+        ('a glance tells things from the ground', list(zip(shown['ground'], things))),
+        ('a glance tells targets from decoys', list(zip(shown['targets'], shown['decoys']))),
+        ('a glance tells the classes apart', shown['classes']),
+    ):
+        rows.append((name, accuracy(*groups), 1 / len(groups[0])))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('root', type=Path, help='folder of the set')
+    rows = measure(parser.parse_args(argv).root)
+    print('| gate | measured | chance |\n|---|---|---|')
+    for name, value, chance in rows:
+        print(f'| {name} | {value:.3f} | {chance:.3f} |')
+
+
+if __name__ == '__main__':
+    main()
