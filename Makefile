@@ -28,11 +28,11 @@ QUICK := $(addprefix tests/,checkpoint compat engine models ops/test_depthwise_c
 quick: .venv/.installed
 	OMP_NUM_THREADS=1 $(RUN) $(PYTEST) $(QUICK)
 
-# Stock models of both toolboxes, every head on every backbone, and the backends of their visualizers; brings packages
+# Stock models of both toolboxes, every head on every backbone; brings packages
 # that the toolboxes leave to their users, and writes docs/heads.md.
 test-heads: .venv/.installed
 	$(RUN) -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/heads.txt
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_stock_heads.py tests/tools/test_visualizers.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_stock_heads.py
 
 $(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)

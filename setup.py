@@ -1,4 +1,4 @@
-"""Installation of mmvisattn; the tools are used from a clone. ``.mim`` is where OpenMMLab looks for a package's configs."""
+"""Installation of mmvisattn with its configs, in ``.mim``, where OpenMMLab looks for them; the tools need a clone."""
 
 from pathlib import Path
 

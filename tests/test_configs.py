@@ -205,6 +205,23 @@ def test_metafiles_list_every_config_once():
             assert result['Source'].startswith('published')
 
 
+def test_metafiles_keep_the_rules_of_openmmlab():
+    parts = [yaml.safe_load(path.read_text()) for path in METAFILES]
+    collections = {part['Name']: part for file in parts for part in file['Collections']}
+    models = [model for file in parts for model in file['Models']]
+    assert len({model['Name'] for model in models}) == len(models)
+    for collection in collections.values():
+        assert {'Name', 'Metadata', 'Paper', 'README', 'Code'} <= set(collection)
+        assert {'Title', 'URL'} <= set(collection['Paper'])
+        assert (ROOT / collection['README']).is_file() and (ROOT / collection['Code']['URL']).exists()
+    for model in models:
+        assert {'Name', 'In Collection', 'Config', 'Metadata'} <= set(model)
+        assert model['In Collection'] in collections and model['Metadata']['Training Data'] in ('COCO', 'ADE20K')
+        for result in model.get('Results', []):
+            assert result['Task'] in ('Object Detection', 'Instance Segmentation', 'Semantic Segmentation')
+            assert all(isinstance(value, float) for value in result['Metrics'].values())
+
+
 @pytest.mark.parametrize('folder', sorted({path.parent for path in CONFIGS}), ids=str)
 def test_readme_names_every_config(folder):
     text = (ROOT / folder / 'README.md').read_text()
