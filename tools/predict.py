@@ -312,6 +312,8 @@ class Predictor:
             for (tile, mask), label in zip(prediction.masks, sample.pred_instances.labels.tolist()):
                 left, top, right, bottom = (round(edge * times) for edge in tile)
                 part = picture[top:bottom, left:right]
+                if not part.size:  # less than a pixel
+                    continue
                 inside = cv2.resize(mask.astype(np.uint8), part.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
                 part[inside] = (0.5 * part[inside] + 0.5 * np.array(self.palette[label][::-1])).astype(np.uint8)
         rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
