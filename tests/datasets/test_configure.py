@@ -178,6 +178,9 @@ def test_heads_of_every_kind():
     panoptic = model['panoptic_head']
     assert (panoptic['num_things_classes'], panoptic['num_stuff_classes']) == (3, 0)
     assert panoptic['loss_cls']['class_weight'] == [1.0, 1.0, 1.0, 0.1]
+    edges = dict(decode_head=dict(num_classes=19), auxiliary_head=[dict(type='STDCHead', num_classes=2)])
+    set_num_classes(edges, 3)
+    assert edges['decode_head']['num_classes'] == 3 and edges['auxiliary_head'][0]['num_classes'] == 2
     with pytest.raises(UserError, match='no head'):
         set_num_classes(dict(backbone=dict(num_classes=5)), 3)
     with pytest.raises(UserError, match='out_channels` is 1 for 2 classes'):
