@@ -28,9 +28,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+from mmengine.structures import PixelData
 from mmengine.visualization import Visualizer
 from torch import nn
 
+DRAWN_SIDE = 4096  # pixels of the longer side of a drawn picture of tiles; the visualizers need 150 bytes a pixel
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 
@@ -300,14 +302,40 @@ class Predictor:
         if 'pred_sem_seg' in sample:
             # mmseg's visualizer indexes arrays by it, and numpy takes a tensor of one element for a number.
             sample = sample.numpy()
+        times = min(DRAWN_SIDE / max(picture.shape[:2]), 1.0) if self.side else 1.0
+        if times < 1:
+            print(f'{name}: drawn at {times:.0%} of its size', file=sys.stderr)
+            picture = cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_AREA)
+            sample = shrink(sample, picture.shape[:2], times)
         if prediction.masks:
             picture = picture.copy()
             for (tile, mask), label in zip(prediction.masks, sample.pred_instances.labels.tolist()):
-                part = picture[tile.top : tile.bottom, tile.left : tile.right]
-                part[mask] = (0.5 * part[mask] + 0.5 * np.array(self.palette[label][::-1])).astype(np.uint8)
+                left, top, right, bottom = (round(edge * times) for edge in tile)
+                part = picture[top:bottom, left:right]
+                if not part.size:  # less than a pixel
+                    continue
+                inside = cv2.resize(mask.astype(np.uint8), part.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+                part[inside] = (0.5 * part[inside] + 0.5 * np.array(self.palette[label][::-1])).astype(np.uint8)
         rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         self.visualizer.add_datasample(name, rgb, sample, draw_gt=False, **self.options)
         return cv2.cvtColor(self.visualizer.get_image(), cv2.COLOR_RGB2BGR)
+
+
+def shrink(sample: Any, size: tuple[int, int], times: float) -> Any:
+    """A data sample for a smaller picture: labels as arrays, or boxes.
+
+    Args:
+        sample (Any): The sample of the whole size.
+        size (tuple[int, int]): Height and width of the smaller picture in pixels.
+        times (float): How many times as large it is, less than 1.
+    """
+    small = sample.clone()
+    if 'pred_sem_seg' in small:
+        labels = cv2.resize(sample.pred_sem_seg.data[0].astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        small.pred_sem_seg = PixelData(data=labels[None])
+    else:
+        small.pred_instances.bboxes = sample.pred_instances.bboxes * times
+    return small
 
 
 def frames_of(predictor: Predictor, image: Path) -> tuple[float, Iterator[tuple[str, np.ndarray]]]:

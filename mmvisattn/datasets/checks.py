@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError, nearest
 from ..registry import type_name
 from .files import count, listed, sample
-from .recipe import dicts, processes
+from .recipe import OTHER_CLASSES, dicts, processes
 
 
 def check_runner(runner: Runner, *loaders: str) -> None:
@@ -28,7 +28,8 @@ def check_runner(runner: Runner, *loaders: str) -> None:
     """
     for name in loaders:
         dataset = build_dataset(runner, name)
-        check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
+        if not getattr(dataset, 'return_classes', False):  # else the model reads their names
+            check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
         if name == 'train_dataloader':
             check_masks(dataset, runner.cfg)
             check_batch_of_one(runner)
@@ -132,7 +133,7 @@ def check_classes(model: nn.Module, classes: object, place: str) -> None:
     number = len(list(classes))  # type: ignore[call-overload]
     for name, module in model.named_modules():
         own = getattr(module, 'num_classes', None)
-        head = '_head' in name and 'rpn' not in name and name.rsplit('.', 1)[-1].replace('_', '').isalnum()
+        head = '_head' in name and 'rpn' not in name and type(module).__name__ not in OTHER_CLASSES
         if head and type(own) is int and own != number and not getattr(module, 'class_agnostic', False):
             raise UserError(
                 f'`model.{name}` tells {count(own, "class", "classes")} apart, and `{place}` has {number} '

@@ -325,7 +325,8 @@ def set_num_classes(model: dict, number: int, choices: Choices | None = None) ->
         if not isinstance(node, dict):
             return
         old = node.get('num_classes', node.get('num_things_classes'))
-        if old is not None and 'RPN' not in type_name(node.get('type')):
+        kind = type_name(node.get('type'))
+        if old is not None and 'RPN' not in kind and kind not in recipe.OTHER_CLASSES:
             if node.get('out_channels') == 1 != old:
                 raise UserError(
                     f'`{path}.out_channels` is 1 for {old} classes: a head of this kind knows two classes alone; take '

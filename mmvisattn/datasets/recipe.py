@@ -20,6 +20,8 @@ MOST_EPOCHS = 300
 ENOUGH_EPOCHS = 200  # of a training that is counted in iterations
 ENDLESS = 10**8  # what mmengine's schedulers take for no end
 DIVISOR = 32  # of image sizes: the stride of the last stage
+# Heads whose classes are not those of the objects: edges and their absence, stuff behind the objects.
+OTHER_CLASSES = ('STDCHead', 'FusedSemanticHead', 'PanopticFPNHead')
 SIZE_KEYS = ('scale', 'scales', 'crop_size', 'img_scale', 'size', 'stride')
 
 

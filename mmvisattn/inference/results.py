@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .slicing import Prediction
+from .slicing import Prediction, Tile
 
 
 class CocoResults:
@@ -52,9 +52,12 @@ class CocoResults:
                 iscrowd=0,
                 score=round(score, 4),
             )
+            if prediction.masks:
+                tile, mask = prediction.masks[i]
+            elif 'masks' in found:
+                tile, mask = Tile(0, 0, width, height), np.asarray(found.masks[i].cpu())
             if prediction.masks or 'masks' in found:
-                mask = full_mask(prediction, i, size)
-                one.update(segmentation=_encode(mask), area=int(mask.sum()))
+                one.update(segmentation=encode(tile, mask, size), area=int(mask.sum()))
             self.annotations.append(one)
 
     def save(self, path: Path) -> None:
@@ -64,27 +67,25 @@ class CocoResults:
         path.write_text(json.dumps(content), encoding='utf-8')
 
 
-def full_mask(prediction: Prediction, index: int, size: tuple[int, int]) -> np.ndarray:
-    """The mask of one object at the size of the picture, (H, W), 8 bits.
+def encode(tile: Tile, mask: np.ndarray, size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask that lies in a part of a picture, without the rest of the picture.
 
     Args:
-        prediction (Prediction): What was found.
-        index (int): Number of the object.
+        tile (Tile): The part.
+        mask (np.ndarray): The mask there, (h, w).
         size (tuple[int, int]): Width and height of the picture in pixels.
+
+    Returns:
+        dict: ``size`` and ``counts``.
     """
-    if not prediction.masks:
-        sample: Any = prediction.sample
-        return np.asarray(sample.pred_instances.masks[index].cpu()).astype(np.uint8)
-    tile, part = prediction.masks[index]
-    mask = np.zeros(size[::-1], np.uint8)
-    mask[tile.top : tile.bottom, tile.left : tile.right] = part
-    return mask
-
-
-def _encode(mask: np.ndarray) -> dict:
     from pycocotools import mask as coco_mask
 
-    rle = coco_mask.encode(np.asfortranarray(mask))
+    width, height = size
+    columns = np.zeros((tile.right - tile.left, height), np.int8)  # the runs go down the columns
+    columns[:, tile.top : tile.bottom] = np.asarray(mask).T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + tile.left * height
+    runs = np.diff(np.concatenate([[0], edges, [width * height]]))
+    rle = coco_mask.frPyObjects(dict(size=[height, width], counts=runs.tolist()), height, width)
     return dict(size=rle['size'], counts=rle['counts'].decode())
 
 

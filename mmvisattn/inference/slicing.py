@@ -35,8 +35,8 @@ class Prediction:
 
     Args:
         sample (BaseDataElement): The toolbox's data sample.
-        masks (list[tuple[Tile, np.ndarray]]): Of a detector by tiles, the mask of each of ``sample.pred_instances``, as
-            large as its tile: masks of the whole picture would fill the memory.
+        masks (list[tuple[Tile, np.ndarray]]): Of a detector by tiles, the part of the picture that holds each of
+            ``sample.pred_instances``, and its mask there: masks of the whole picture would fill the memory.
     """
 
     sample: BaseDataElement
@@ -127,7 +127,7 @@ def _merge_objects(pairs: list[tuple[Tile, Any]], width: int, height: int, score
         boxes.append(own + own.new_tensor([tile.left, tile.top] * 2))
         scores.append(found.scores)
         labels.append(found.labels)
-        masks += [(tile, np.asarray(mask)) for mask in found.get('masks', ())]
+        masks += [_cut_out(tile, np.asarray(mask)) for mask in found.get('masks', ())]
     all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
     keep = torch.arange(0)
     if len(all_boxes):
@@ -137,6 +137,16 @@ def _merge_objects(pairs: list[tuple[Tile, Any]], width: int, height: int, score
     sample.set_metainfo(dict(ori_shape=(height, width), img_shape=(height, width)))
     sample.pred_instances = InstanceData(bboxes=all_boxes[keep], scores=all_scores[keep], labels=all_labels[keep])
     return Prediction(sample, [masks[i] for i in keep.tolist()] if masks else [])
+
+
+def _cut_out(tile: Tile, mask: np.ndarray) -> tuple[Tile, np.ndarray]:
+    """The part of a tile that a mask fills, and the mask there."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return Tile(tile.left, tile.top, tile.left, tile.top), mask[:0, :0]
+    top, bottom, left, right = (int(i) for i in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+    part = Tile(tile.left + left, tile.top + top, tile.left + right, tile.top + bottom)
+    return part, mask[top:bottom, left:right].copy()
 
 
 def _parts(boxes: Tensor, labels: Tensor, cut: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import contextlib
 import io
 
 from mmvisattn.inference import CocoResults, Prediction, save_labels
+from mmvisattn.inference.results import encode
 from mmvisattn.inference.slicing import Tile
 
 import numpy as np
@@ -55,3 +56,14 @@ def test_labels_keep_their_numbers_and_have_colours(tmp_path):
     with Image.open(tmp_path / 'new/a.png') as image:
         assert np.array_equal(np.asarray(image), labels)
         assert np.asarray(image.convert('RGB'))[0, 1].tolist() == [4, 5, 6]
+
+
+def test_run_lengths_of_a_part_are_those_of_the_whole():
+    from pycocotools import mask as coco_mask
+
+    rng = np.random.default_rng(0)
+    for tile in (Tile(0, 0, 30, 20), Tile(3, 4, 9, 17), Tile(25, 0, 30, 20), Tile(5, 5, 5, 5)):
+        full = np.zeros((20, 30), np.uint8)
+        part = full[tile.top : tile.bottom, tile.left : tile.right]
+        part[:] = rng.random(part.shape) < 0.5
+        assert np.array_equal(coco_mask.decode(encode(tile, part, (30, 20))), full)

@@ -55,10 +55,11 @@ def test_objects_are_found_once_and_whole():
     assert prediction.sample.ori_shape == (60, 100)
 
 
-def test_masks_stay_as_large_as_their_tile():
+def test_masks_are_cut_out():
     prediction = predict_sliced(lambda part: objects(part, masks=True), scene(), 60, 0.5, 0.3)
     assert len(prediction.masks) == len(RECTANGLES)
     for box, (tile, mask) in zip(prediction.sample.pred_instances.bboxes.tolist(), prediction.masks):
+        assert mask.all()
         full = np.zeros((60, 100), bool)
         full[tile.top : tile.bottom, tile.left : tile.right] = mask
         ys, xs = np.nonzero(full)

@@ -140,6 +140,24 @@ def test_predict_keeps_the_traceback_of_what_is_no_fault_of_the_picture(seg, tmp
     assert 'Traceback' in told and f'{image} is not drawn: AssertionError, see above' in told
 
 
+def test_predict_draws_large_pictures_of_tiles_smaller(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(load_tool('predict'), 'DRAWN_SIDE', 128)
+    frame = cv2.imread(str(next(trained.images.iterdir())))
+    cv2.imwrite(str(tmp_path / 'large.png'), np.tile(frame, (2, 2, 1)))
+    out = tmp_path / ('found.json' if trained.config.stem == 'tiny-retinanet' else 'labels')
+    run_tool(
+        *('predict', tmp_path / 'large.png', trained.config, trained.checkpoint, '--out-dir', tmp_path / 'drawn'),
+        *('--out', out, '--slice', 128, '--score-thr', 0.05),
+    )
+    assert 'large.png: drawn at 50% of its size' in capsys.readouterr().err
+    assert cv2.imread(str(tmp_path / 'drawn/large.png')).shape == frame.shape
+    if out.suffix:
+        image = json.loads(out.read_text())['images'][0]
+        assert (image['width'], image['height']) == (2 * frame.shape[1], 2 * frame.shape[0])
+    else:
+        assert Image.open(out / 'large.png').size == (2 * frame.shape[1], 2 * frame.shape[0])
+
+
 def test_predict_patterns_videos_and_tiles(trained, tmp_path, capsys):
     frame = cv2.imread(str(next(trained.images.iterdir())))
     height, width = frame.shape[:2]
