@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import inspect
 import logging
 import os
@@ -26,6 +27,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .compat.checkpoint import check_whole
+from .data_checks import report_annotations
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
 
@@ -43,6 +45,17 @@ TOP_LEVEL_KEYS = {
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
 ANSWERED = (UserError, pickle.UnpicklingError)
 MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# What backends of the visualizer import; one of them is enough.
+BACKEND_PACKAGES = {
+    'TensorboardVisBackend': ('tensorboard', 'tensorboardX'),
+    'WandbVisBackend': ('wandb',),
+    'MLflowVisBackend': ('mlflow',),
+    'ClearMLVisBackend': ('clearml',),
+    'NeptuneVisBackend': ('neptune',),
+    'DVCLiveVisBackend': ('dvclive',),
+    'AimVisBackend': ('aim',),
+}
 LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
 CLONE = Path(__file__).resolve().parents[1]
 
@@ -58,11 +71,25 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
         try:
             return main(*args, **kwargs)
         except ANSWERED as error:
-            sys.stdout.flush()
-            print(f'error: {error}', file=sys.stderr)
-            sys.exit(2)
+            message = str(error)
+        except RuntimeError as error:
+            if 'DataLoader worker (pid' not in str(error):
+                raise
+            message = (
+                f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; set '
+                '`train_dataloader.num_workers` lower, and go on with --resume'
+            )
+        if 'Original Traceback' in message:  # of a worker of the data loader
+            message = _last_line(message).partition('Error: ')[2]
+        sys.stdout.flush()
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
 
     return wrapped
+
+
+def _last_line(error: object) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 # Arguments
@@ -260,6 +287,15 @@ def check_data(cfg: Config, *dataloaders: str) -> None:
                     f'the data of `{name}` are not there: {expected[missing[0]]} does not exist; put them there, set '
                     f'`{path}.data_root`{small}; expected:\n{root or "."}\n{tree}'
                 )
+            annotations, images = expected.get(parts[0]), expected.get((dataset.get('data_prefix') or {}).get('img'))
+            if type_name(dataset.get('type')) == 'CocoDataset' and annotations and images and not _process_number():
+                if left_out := report_annotations(annotations, images):
+                    print(f'`{path}`: {left_out}', flush=True)
+
+
+def _process_number() -> int:
+    """Number of this process among those of the run, before they are connected."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
 
 
 def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
@@ -293,12 +329,56 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     _add_hook(cfg, 'CheckpointReportHook')
     _follow_workers(cfg)
+    _check_backends(cfg)
+    _check_loop(cfg)
+    for name in DATALOADERS:
+        _check_files(cfg.get(name))
     return cfg
+
+
+def _check_files(node: object) -> None:
+    """Have the files looked at before ``LoadImageFromFile``, where they are files of this machine."""
+    if isinstance(node, dict):
+        pipeline = node.get('pipeline') or []
+        first = pipeline[0] if isinstance(pipeline, list | tuple) and pipeline else {}
+        if type_name(first.get('type')) == 'LoadImageFromFile' and not (
+            first.get('backend_args') or first.get('file_client_args')
+        ):
+            node['pipeline'] = [dict(type='mmvisattn.CheckFiles'), *pipeline]
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            _check_files(child)
+
+
+def _check_backends(cfg: Config) -> None:
+    """Refuse visualizer backends whose package is not installed."""
+    visualizer = cfg.get('visualizer') or {}
+    for backend in [*(visualizer.get('vis_backends') or []), *(cfg.get('vis_backends') or [])]:
+        name = type_name(backend.get('type'))
+        packages = BACKEND_PACKAGES.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise UserError(
+                f'`visualizer.vis_backends`: {name} needs {packages[0]}, which is not installed: '
+                f'`pip install {packages[0]}`, or take the backend out'
+            )
+
+
+def _check_loop(cfg: Config) -> None:
+    """Refuse a length of training by the other unit than that of the loop."""
+    loop = cfg.get('train_cfg') or {}
+    by_iter = type_name(loop.get('type')) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
+    wrong, right = ('max_epochs', 'max_iters') if by_iter else ('max_iters', 'max_epochs')
+    if wrong in loop and (right in loop or 'type' in loop or 'by_epoch' in loop):
+        raise UserError(
+            f'`train_cfg.{wrong}`: training goes by {"iteration" if by_iter else "epoch"} here; set '
+            f'`train_cfg.{right}`, and the ends of `param_scheduler` with it'
+        )
 
 
 def _follow_workers(cfg: Config) -> None:
     """Without workers, drop what torch allows with workers alone, so that `num_workers=0` needs no second setting."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in DATALOADERS:
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:
             loader.pop('prefetch_factor', None)
@@ -368,7 +448,7 @@ def sole_run(work_dir: str) -> Iterator[None]:
     Raises:
         UserError: If it cannot be written to, or another training does.
     """
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+    if _process_number():
         yield  # the first process of the run has it
         return
     folder, lock = Path(work_dir), None
