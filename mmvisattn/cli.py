@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,7 @@ BACKEND_PACKAGES = {
     'DVCLiveVisBackend': ('dvclive',),
     'AimVisBackend': ('aim',),
 }
+LOST_WORKER = 'DataLoader worker (pid'  # how torch begins its error
 LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
 CLONE = Path(__file__).resolve().parents[1]
 
@@ -69,11 +71,13 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return main(*args, **kwargs)
+            # Torch raises its own error whenever the system tells of the worker's end: from here on it is answered.
+            with _lost_worker():
+                return main(*args, **kwargs)
         except ANSWERED as error:
             message = str(error)
         except RuntimeError as error:
-            if 'DataLoader worker (pid' not in str(error):
+            if LOST_WORKER not in str(error):
                 raise
             message = (
                 f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; set '
@@ -88,8 +92,20 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+@contextmanager
+def _lost_worker() -> Iterator[None]:
+    """Where a pipe to a worker of a data loader breaks before torch knows that the worker is gone, say so as torch."""
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).parts[-3:] == ('utils', 'data', 'dataloader.py') for frame in frames):
+            raise RuntimeError(f'{LOST_WORKER}: unknown) is gone: {error}') from error
+        raise
+
+
 def _last_line(error: object) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [''])[-1]
 
 
 # Arguments
@@ -416,7 +432,8 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     pointer = Path(folder, 'last_checkpoint')
     named = [Path(pointer.read_text().strip())] if pointer.is_file() else []
     found = {path for kind in ('epoch', 'iter') for path in Path(folder).glob(f'{kind}_*.pth')}
-    found |= {path for path in named if path.is_file() and path.resolve() not in {other.resolve() for other in found}}
+    # The folder may be a copy of another, which the pointer still names.
+    found |= {path for path in named if path.is_file() and not Path(folder, path.name).exists()}
     damaged: list[str] = []
     for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), reverse=True):
         try:

@@ -82,7 +82,9 @@ def test_latest_checkpoint(tmp_path):
     assert cli.latest_checkpoint(tmp_path).endswith('iter_10.pth')
     for number in (9, 10):
         (tmp_path / f'iter_{number}.pth').write_bytes(b'')
-    with pytest.raises(UserError, match=r'no checkpoint in .* is whole: .*iter_11\.pth: it is damaged.*it is empty'):
+    with pytest.raises(
+        UserError, match=r'no checkpoint in .* is whole: .*iter_10\.pth: it is empty.*iter_11\.pth: it is damaged'
+    ):
         cli.latest_checkpoint(tmp_path)
 
 
