@@ -8,11 +8,12 @@ import signal
 from pathlib import Path
 
 from mmvisattn import cli
-from mmvisattn.data_checks import check_picture, report_annotations
+from mmvisattn.data_checks import CheckFiles, check_picture, report_annotations
 from mmvisattn.errors import UserError
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
@@ -53,10 +54,13 @@ def test_killed_trainings_end_with_the_same_weights(seg_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['det', 'seg'])
-def test_killed_25_times(name, request):
-    options = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
-    kill_and_resume(request.getfixturevalue(f'{name}_config'), 25, *options)
+@pytest.mark.parametrize(
+    ('name', 'length'),
+    [('seg', ['train_cfg.max_iters=12']), ('det', ['train_cfg.max_epochs=4', 'train_cfg.val_interval=2'])],
+)
+def test_killed_25_times(name, length, request):
+    workers = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+    kill_and_resume(request.getfixturevalue(f'{name}_config'), 25, *workers, *length)
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_taken(seg, tmp_path):
@@ -177,6 +181,18 @@ def test_rank_that_is_killed_ends_the_run(seg_config, tmp_path):
 # Settings
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU has float16')
+def test_mixed_precision_on_the_cpu(seg_config, tmp_path):
+    options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=9']
+    losses = []
+    for flags in ([], ['--amp']):
+        folder = tmp_path / f'work{len(flags)}'
+        run_tool('train', seg_config, '--work-dir', folder, *flags, '--cfg-options', 'randomness.seed=0', *options)
+        losses.append([entry['loss'] for entry in read_log(folder)])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_without_workers_one_setting_is_enough(shipped_configs, tmp_path):
     config = shipped_configs['seg'].with_name('workers.py')
     config.write_text(f"_base_ = './{shipped_configs['seg'].name}'\n")
@@ -218,32 +234,34 @@ def data(mini_data, tmp_path) -> Path:
     return Path(shutil.copytree(mini_data, tmp_path / 'mini'))
 
 
-@pytest.mark.parametrize(
-    'what, folder, workers',
-    [
-        ('empty', 'images', 0),
-        ('cut off', 'images', 1),
-        ('other', 'images', 0),
-        ('missing', 'annotations', 0),
-        ('cut off', 'annotations', 0),
-    ],
-)
-def test_damaged_picture(what, folder, workers, seg_config, data, tmp_path, told):
+@pytest.mark.parametrize('what', SPOILT)
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+def test_damaged_picture(what, suffix, mini_data, tmp_path):
     spoil, message = SPOILT[what]
-    for path in (data / ADE / folder / 'training').iterdir():
-        spoil(path)
-    options = [f'train_dataloader.dataset.data_root={data / ADE}', f'train_dataloader.num_workers={workers}']
+    path = Path(shutil.copy(next(mini_data.rglob(f'*.{suffix}')), tmp_path))
+    spoil(path)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        CheckFiles()(dict(img_path=str(path)))
+    assert str(path) in str(error.value)
+
+
+def test_damaged_picture_in_a_worker_ends_training(seg_config, data, tmp_path, told):
+    for path in (data / ADE / 'images/training').iterdir():
+        SPOILT['cut off'][0](path)
+    options = [f'train_dataloader.dataset.data_root={data / ADE}', 'train_dataloader.num_workers=1']
     line = told('train', seg_config, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
-    assert message in line and 'ADE_train_' in line
+    assert 'ADE_train_' in line and 'is cut off' in line
     assert not (tmp_path / 'work').exists()
 
 
-def test_label_map_of_another_picture(seg_config, data, tmp_path, told):
-    for path in (data / ADE / 'annotations/training').iterdir():
-        Image.new('L', (64, 64)).save(path)
-    option = f'train_dataloader.dataset.data_root={data / ADE}'
-    line = told('train', seg_config, '--work-dir', tmp_path / 'work', '--cfg-options', option)
-    assert 'is of 64×64 pixels and its picture of 128×96' in line
+def test_label_map_of_another_picture(tmp_path):
+    paths = dict(img_path=str(tmp_path / 'a.jpg'), seg_map_path=str(tmp_path / 'a.png'))
+    Image.new('RGB', (128, 96)).save(paths['img_path'])
+    Image.new('L', (96, 128)).save(paths['seg_map_path'])
+    assert CheckFiles()(paths) is paths  # turned, as EXIF data may say
+    Image.new('L', (64, 64)).save(paths['seg_map_path'])
+    with pytest.raises(UserError, match='is of 64×64 pixels and its picture of 128×96'):
+        CheckFiles()(paths)
 
 
 def test_whole_pictures_pass(mini_data, tmp_path):
@@ -261,7 +279,7 @@ def annotations(data: Path, change) -> Path:
     return path
 
 
-def test_annotations_that_are_left_out_are_counted(data, capsys, det_config, tmp_path):
+def test_annotations_that_are_left_out_are_counted(data, capsys):
     def change(content):
         width = content['images'][0]['width']
         box = dict(content['annotations'][0], iscrowd=0, area=100, bbox=[1, 1, 10, 10], segmentation=[])
@@ -282,17 +300,16 @@ def test_annotations_that_are_left_out_are_counted(data, capsys, det_config, tmp
     assert ': 6 of ' in line and '2 with a box that is empty or outside of its picture' in line
     for part in ('1 of a category that the file does not list (id 999)', '1 smaller than a pixel', 'three points'):
         assert part in line
-    root = f'train_dataloader.dataset.data_root={data}/coco/'
-    options = ['--cfg-options', root, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9']
-    run_tool('train', det_config, '--work-dir', tmp_path / 'work', *options)
+    dataset = dict(type='CocoDataset', data_root=f'{data}/coco', ann_file=path.relative_to(data / 'coco').as_posix())
+    loader = dict(dataset=dict(dataset, data_prefix=dict(img='train2017/')))
+    cli.check_data(Config(dict(train_dataloader=loader)), 'train_dataloader')
     assert f'`train_dataloader.dataset`: {line}' in capsys.readouterr().out
 
 
-def test_annotations_that_name_missing_pictures(data, det_config, tmp_path, told):
+def test_annotations_that_name_missing_pictures(data):
     next((data / 'coco/train2017').iterdir()).unlink()
-    root = f'train_dataloader.dataset.data_root={data}/coco/'
-    line = told('train', det_config, '--work-dir', tmp_path / 'work', '--cfg-options', root)
-    assert 'names 1 pictures that are not in' in line and 'take them out of the annotations' in line
+    with pytest.raises(UserError, match='names 1 pictures that are not in .* take them out of the annotations'):
+        report_annotations(data / 'coco/annotations/instances_train2017.json', data / 'coco/train2017')
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"images": [{}], "categories": []}'])
