@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -79,6 +80,7 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
         except RuntimeError as error:
             if LOST_WORKER not in str(error):
                 raise
+            _silence_torch()
             message = (
                 f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; set '
                 '`train_dataloader.num_workers` lower, and go on with --resume'
@@ -97,11 +99,22 @@ def _lost_worker() -> Iterator[None]:
     """Where a pipe to a worker of a data loader breaks before torch knows that the worker is gone, say so as torch."""
     try:
         yield
+    except RuntimeError as error:
+        if LOST_WORKER in str(error):
+            _silence_torch()
+        raise
     except (ConnectionError, EOFError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if any(Path(frame.filename).parts[-3:] == ('utils', 'data', 'dataloader.py') for frame in frames):
+            _silence_torch()
             raise RuntimeError(f'{LOST_WORKER}: unknown) is gone: {error}') from error
         raise
+
+
+def _silence_torch() -> None:
+    """Once is enough: for each worker that ends later, torch's handler would raise its error amid the answer."""
+    if sys.platform != 'win32':
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _last_line(error: object) -> str:
