@@ -2,14 +2,17 @@
 
 import argparse
 import functools
+import importlib.util
 import inspect
 import logging
 import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +29,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .compat.checkpoint import check_whole
+from .data_checks import report_annotations
 from .errors import UserError, nearest
 from .registry import MODELS, type_name
 
@@ -46,6 +50,18 @@ TOP_LEVEL_KEYS = {
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.
 ANSWERED = (UserError, pickle.UnpicklingError)
 MINI_DATA = 'tools/data/make_mini.py'  # of a clone; a wheel does not have it, nor the configs for it
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# What backends of the visualizer import; one of them is enough.
+BACKEND_PACKAGES = {
+    'TensorboardVisBackend': ('tensorboard', 'tensorboardX'),
+    'WandbVisBackend': ('wandb',),
+    'MLflowVisBackend': ('mlflow',),
+    'ClearMLVisBackend': ('clearml',),
+    'NeptuneVisBackend': ('neptune',),
+    'DVCLiveVisBackend': ('dvclive',),
+    'AimVisBackend': ('aim',),
+}
+LOST_WORKER = 'DataLoader worker (pid'  # how torch begins its error
 LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
 CLONE = Path(__file__).resolve().parents[1]
 
@@ -59,13 +75,53 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return main(*args, **kwargs)
+            # Torch raises its own error whenever the system tells of the worker's end: from here on it is answered.
+            with _lost_worker():
+                return main(*args, **kwargs)
         except ANSWERED as error:
-            sys.stdout.flush()
-            print(f'error: {error}', file=sys.stderr)
-            sys.exit(2)
+            message = str(error)
+        except RuntimeError as error:
+            if LOST_WORKER not in str(error):
+                raise
+            _silence_torch()
+            message = (
+                f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; set '
+                '`train_dataloader.num_workers` lower, and go on with --resume'
+            )
+        if 'Original Traceback' in message:  # of a worker of the data loader
+            message = _last_line(message).partition('Error: ')[2]
+        sys.stdout.flush()
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
 
     return wrapped
+
+
+@contextmanager
+def _lost_worker() -> Iterator[None]:
+    """Where a pipe to a worker of a data loader breaks before torch knows that the worker is gone, say so as torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if LOST_WORKER in str(error):
+            _silence_torch()
+        raise
+    except (ConnectionError, EOFError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).parts[-3:] == ('utils', 'data', 'dataloader.py') for frame in frames):
+            _silence_torch()
+            raise RuntimeError(f'{LOST_WORKER}: unknown) is gone: {error}') from error
+        raise
+
+
+def _silence_torch() -> None:
+    """Once is enough: for each worker that ends later, torch's handler would raise its error amid the answer."""
+    if sys.platform != 'win32':
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _last_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [''])[-1]
 
 
 # Arguments
@@ -284,6 +340,15 @@ def check_data(cfg: Config, *dataloaders: str) -> None:
                     f'the data of `{name}` are not there: {expected[missing[0]]} does not exist; put them there, set '
                     f'`{path}.data_root`{small}; expected:\n{root or "."}\n{tree}'
                 )
+            annotations, images = expected.get(parts[0]), expected.get((dataset.get('data_prefix') or {}).get('img'))
+            if type_name(dataset.get('type')) == 'CocoDataset' and annotations and images and not _process_number():
+                if left_out := report_annotations(annotations, images):
+                    print(f'`{path}`: {left_out}', flush=True)
+
+
+def _process_number() -> int:
+    """Number of this process among those of the run, before they are connected."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
 
 
 def _datasets(node: dict | None, path: str) -> Iterator[tuple[str, dict]]:
@@ -365,12 +430,56 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     _add_hook(cfg, 'CheckpointReportHook')
     _follow_workers(cfg)
+    _check_backends(cfg)
+    _check_loop(cfg)
+    for name in DATALOADERS:
+        _check_files(cfg.get(name))
     return cfg
+
+
+def _check_files(node: object) -> None:
+    """Have the files looked at before ``LoadImageFromFile``, where they are files of this machine."""
+    if isinstance(node, dict):
+        pipeline = node.get('pipeline') or []
+        first = pipeline[0] if isinstance(pipeline, list | tuple) and pipeline else {}
+        if type_name(first.get('type')) == 'LoadImageFromFile' and not (
+            first.get('backend_args') or first.get('file_client_args')
+        ):
+            node['pipeline'] = [dict(type='mmvisattn.CheckFiles'), *pipeline]
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            _check_files(child)
+
+
+def _check_backends(cfg: Config) -> None:
+    """Refuse visualizer backends whose package is not installed."""
+    visualizer = cfg.get('visualizer') or {}
+    for backend in [*(visualizer.get('vis_backends') or []), *(cfg.get('vis_backends') or [])]:
+        name = type_name(backend.get('type'))
+        packages = BACKEND_PACKAGES.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise UserError(
+                f'`visualizer.vis_backends`: {name} needs {packages[0]}, which is not installed: '
+                f'`pip install {packages[0]}`, or take the backend out'
+            )
+
+
+def _check_loop(cfg: Config) -> None:
+    """Refuse a length of training by the other unit than that of the loop."""
+    loop = cfg.get('train_cfg') or {}
+    by_iter = type_name(loop.get('type')) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
+    wrong, right = ('max_epochs', 'max_iters') if by_iter else ('max_iters', 'max_epochs')
+    if wrong in loop and (right in loop or 'type' in loop or 'by_epoch' in loop):
+        raise UserError(
+            f'`train_cfg.{wrong}`: training goes by {"iteration" if by_iter else "epoch"} here; set '
+            f'`train_cfg.{right}`, and the ends of `param_scheduler` with it'
+        )
 
 
 def _follow_workers(cfg: Config) -> None:
     """Without workers, drop what torch allows with workers alone, so that `num_workers=0` needs no second setting."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in DATALOADERS:
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:
             loader.pop('prefetch_factor', None)
@@ -408,7 +517,8 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     pointer = Path(folder, 'last_checkpoint')
     named = [Path(pointer.read_text().strip())] if pointer.is_file() else []
     found = {path for kind in ('epoch', 'iter') for path in Path(folder).glob(f'{kind}_*.pth')}
-    found |= {path for path in named if path.is_file() and path.resolve() not in {other.resolve() for other in found}}
+    # The folder may be a copy of another, which the pointer still names.
+    found |= {path for path in named if path.is_file() and not Path(folder, path.name).exists()}
     damaged: list[str] = []
     for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), reverse=True):
         try:
@@ -440,7 +550,7 @@ def sole_run(work_dir: str) -> Iterator[None]:
     Raises:
         UserError: If it cannot be written to, or another training does.
     """
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+    if _process_number():
         yield  # the first process of the run has it
         return
     folder, lock = Path(work_dir), None

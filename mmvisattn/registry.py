@@ -8,9 +8,11 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvisattn', locations=['mmvisattn.models'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmvisattn', locations=['mmvisattn.data_checks'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvisattn', locations=['mmvisattn.engine'])
 OPTIM_WRAPPERS = Registry(
     'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmvisattn', locations=['mmvisattn.engine']

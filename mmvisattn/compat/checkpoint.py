@@ -14,6 +14,7 @@ import functools
 import os
 import pickle
 import re
+import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from urllib.parse import urlparse
 from ._import_hook import around_import
 
 ARCHIVE = b'PK\x03\x04'  # how it begins
+DIRECTORY = 0x10  # among the attributes of a part
+LOCAL_HEADER = struct.Struct('<6s4H3L2H')  # signature and version, flags, method, …, lengths of name and extra field
 
 
 class UnsafeCheckpointError(pickle.UnpicklingError):
@@ -131,7 +134,7 @@ def check_whole(file: str | os.PathLike | IO[bytes], legacy: bool = True) -> Non
         if stream.read(4) == ARCHIVE:
             try:
                 with zipfile.ZipFile(stream) as archive:
-                    damaged = archive.testzip()
+                    damaged = archive.testzip() or _odd_header(archive, stream)
             except Exception as error:  # whatever a damaged directory of the archive makes of it
                 raise pickle.UnpicklingError(f'it is cut off or damaged ({error})') from None
             if damaged is not None:
@@ -139,6 +142,22 @@ def check_whole(file: str | os.PathLike | IO[bytes], legacy: bool = True) -> Non
         elif not legacy:
             raise pickle.UnpicklingError('it is empty or damaged')
         stream.seek(start)
+
+
+def _odd_header(archive: zipfile.ZipFile, stream: IO[bytes]) -> str | None:
+    """The first part whose header is not as torch writes it: not compressed, and as the directory has it.
+
+    Python's reader believes the directory where the two differ, and torch's does not; of a part that is marked as a
+    folder torch reads nothing and leaves the memory of a tensor as it was.
+    """
+    for part in archive.infolist():
+        stream.seek(part.header_offset)
+        _, flags, method, *_, length, _ = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
+        if method or part.compress_type or part.compress_size != part.file_size or flags != part.flag_bits:
+            return part.filename
+        if length != len(part.orig_filename.encode()) or part.external_attr & DIRECTORY:
+            return part.filename
+    return None
 
 
 @functools.cache

@@ -15,10 +15,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
     """Forward passes in bfloat16 where torch's autocast has it so, on the CPU; weights and gradients stay float32.
 
     mmengine's ``AmpOptimWrapper`` asks for a GPU, for the sake of the loss scale of float16. bfloat16 has the range of
-    float32 and needs none.
-
-    Args:
-        As for ``OptimWrapper``.
+    float32 and needs none. Its arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager

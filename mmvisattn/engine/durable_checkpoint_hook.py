@@ -60,9 +60,7 @@ class DurableCheckpointHook(CheckpointHook):
 
     With ``max_keep_ckpts`` the oldest checkpoint goes when the newest is there, not before. All processes call
     ``before_checkpoint`` of the hooks, so that :class:`ResumeHook` can collect their random states.
-
-    Args:
-        As for ``CheckpointHook``.
+    Its arguments are those of ``CheckpointHook``.
     """
 
     backend_args: dict | None

@@ -17,8 +17,9 @@ from ..registry import HOOKS
 class FiniteHook(Hook):
     """Stop training with the name of the first module whose output, gradient or weights are not finite.
 
-    It looks at all that modules put out, and after each iteration at gradients and weights, which makes training
-    slower; a flag for the search (``custom_hooks=[dict(type='mmvisattn.FiniteHook')]``), not for every day. Under
+    It looks at all that modules put out, at all gradients, and after each iteration at the weights, which makes
+    training slower; a flag for the search, not for every day: ``custom_hooks=[dict(type='mmvisattn.FiniteHook')]``.
+    Under
     mixed precision with a dynamic loss scale infinite gradients are in order (the step is left out); they are not
     looked at there.
 
@@ -36,6 +37,10 @@ class FiniteHook(Hook):
         for name, module in model.named_modules():
             if not list(module.children()):  # the inner ones come first anyway
                 self.handles.append(module.register_forward_hook(self._watch(name)))
+        if not hasattr(runner.optim_wrapper, 'loss_scaler'):
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    self.handles.append(parameter.register_post_accumulate_grad_hook(self._watch_gradient(name)))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Look at the pixels."""
@@ -48,14 +53,11 @@ class FiniteHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Look at losses, gradients and weights."""
+        """Look at losses and weights; the gradients are gone by now."""
         for name, value in (outputs or {}).items():
             if isinstance(value, Tensor) and not is_finite(value):
                 self._stop(f'`{name}`', 'a loss', 'see which part of the head it comes from')
-        scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
         for name, parameter in runner.model.named_parameters():
-            if not scaled and parameter.grad is not None and not is_finite(parameter.grad):
-                self._stop(f'`{name}`', 'a gradient', 'lower the learning rate or clip gradients')
             if not is_finite(parameter):
                 self._stop(f'`{name}`', 'weights', 'lower the learning rate or clip gradients')
 
@@ -71,6 +73,13 @@ class FiniteHook(Hook):
                 given = all(is_finite(value) for value in inputs if isinstance(value, Tensor))
                 of = 'of finite inputs' if given else 'of inputs that are not finite either'
                 self._stop(f'`{name}` ({type(module).__name__})', f'an output {of}', 'lower the learning rate there')
+
+        return look
+
+    def _watch_gradient(self, name: str) -> Any:
+        def look(parameter: Tensor) -> None:
+            if parameter.grad is not None and not is_finite(parameter.grad):
+                self._stop(f'`{name}`', 'a gradient', 'lower the learning rate or clip gradients')
 
         return look
 

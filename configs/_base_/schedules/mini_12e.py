@@ -1,5 +1,4 @@
-# Minutes on a CPU: AdamW and a cosine over 12 epochs of batch 8. (Mixed precision, as many full configs have it, needs
-# a GPU.)
+# Minutes on a CPU: AdamW and a cosine over 12 epochs of batch 8.
 _base_ = ['../mmvisattn.py', 'mmdet::_base_/schedules/schedule_1x.py']
 
 max_epochs = 12
