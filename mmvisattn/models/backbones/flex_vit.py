@@ -221,8 +221,8 @@ class FlexViT(BaseBackbone):
             selection = self.selector(relevance.detach(), valid_cells)
             tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
             index, keep = tiling.locate(selection)  # (B, M)
-            positions = self.positions(high_grid, None if low_shown is None else low_shown * self.zoom)
-            high = self.embed_cells(x, selection, positions, index)
+            high_shown = None if low_shown is None else low_shown * self.zoom
+            high = self.embed_cells(x, selection, self.positions(high_grid, high_shown), index)
             low, high = self.commit(low, high, context, self.join_masks(valid, keep, low.shape[1]))
 
         low_map = self.norm(low).transpose(1, 2).unflatten(2, low_grid)  # (B, C, Hl, Wl)
@@ -262,15 +262,16 @@ class FlexViT(BaseBackbone):
         Args:
             low (Tensor): Low-resolution tokens after the glance, (B, N, C).
             high (Tensor): Patches of the chosen cells, (B, M, C).
-            context (list[tuple[Tensor, Tensor]]): Keys and values of the glance, layer by layer.
+            context (list[tuple[Tensor, Tensor]]): Keys and values of the glance, layer by layer; emptied, since they
+                are large and of no more use.
             mask (Tensor | None): True where a token may be looked at, (B, N + M); None where all may.
 
         Returns:
             tuple[Tensor, Tensor]: Both, refined.
         """
         with_cp = self.with_cp and self.training
-        for block, of_low in zip(self.blocks, context):
-            high, _ = run(block, high, of_low, mask, with_cp=with_cp)
+        for block in self.blocks[: self.num_glance_layers]:
+            high, _ = run(block, high, context.pop(0), mask, with_cp=with_cp)
         both = torch.cat([low, high], 1)
         for block in self.blocks[self.num_glance_layers :]:
             both = run(block.forward_both, both, low.shape[1], mask, with_cp=with_cp)
