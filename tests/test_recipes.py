@@ -181,7 +181,8 @@ def test_drop_path(recipe):
     rates = [module.drop_prob for module in recipe.model.backbone.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx(np.linspace(0, rate, len(rates)))
     assert bool(rates) or rate == 0
-    assert [hook.type for hook in recipe.cfg.custom_hooks] == ['mmvisattn.CheckpointReportHook']
+    hooks = ['mmvisattn.CheckpointReportHook', 'mmvisattn.ResumeHook']
+    assert [hook.type for hook in recipe.cfg.custom_hooks] == hooks
 
 
 def test_frozen(recipe):

@@ -1,8 +1,8 @@
 # A small plain ViT, which is a FlexViT without hierarchical layers, learns what near and far look like in a search:
 #   python tools/data/make_mini.py data/mini_search_near --train 1600 --val 100 --size 96 96 --classes 3 \
 #       --objects 4 6 --empty 0 --decoys 2 3 --seed 1
-# Things are shown at their full size down to a fourth of it. The small FlexViTs of the search start from its weights,
-# as the full ones start from DeiT's.
+# Two pictures in three are shown from near, the others shrunk four times. The small FlexViTs of the search start from
+# its weights, as the full ones start from DeiT's.
 _base_ = [
     '../_base_/runtime.py',
     '../_base_/datasets/mini_ade20k.py',
@@ -48,13 +48,13 @@ model = dict(
 
 data_root = 'data/mini_search_near/ade/ADEChallengeData2016'
 metainfo = dict(classes=('sand', 'rock', 'ball', 'vase', 'clock'))
-random_resize = dict(type='RandomResize', scale=scale, ratio_range=(0.25, 1.0), keep_ratio=True)
+near_or_far = dict(type='RandomChoiceResize', scales=[scale, scale, (48, 48)], keep_ratio=True)
 resize = dict(type='Resize', scale=scale, keep_ratio=True)
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
-        pipeline=[*_base_.train_pipeline[:2], random_resize, *_base_.train_pipeline[3:]],
+        pipeline=[*_base_.train_pipeline[:2], near_or_far, *_base_.train_pipeline[3:]],
     ),
 )
 val_dataloader = dict(
