@@ -251,7 +251,8 @@ class FlexViT(BaseBackbone):
         context = []
         for block in self.blocks[: self.num_glance_layers]:
             low, own = run(block, low, None, valid, with_cp=self.with_cp and self.training)
-            if not torch.is_grad_enabled():  # else the backward keeps the queries, of whose tensor these are views
+            # These are views of a tensor with the queries in it, which the backward keeps anyway.
+            if not torch.is_grad_enabled() and not is_traced():
                 own = own[0].contiguous(), own[1].contiguous()
             context.append(own)
         return low, context
