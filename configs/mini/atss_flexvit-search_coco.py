@@ -3,69 +3,34 @@
 #       --empty 0.1 --decoys 6 10
 # A cell is 32×32 pixels and one low-resolution token; there are 64 of them. It is to start from the weights of
 # fcn_vit-search_ade20k.py (`load_from`).
-_base_ = [
-    '../_base_/runtime.py',
-    '../_base_/datasets/mini_coco_instance.py',
-    '../_base_/schedules/mini_12e.py',
-    'mmdet::_base_/default_runtime.py',
-]
+_base_ = './atss_flexvit-mini_simple-fpn_coco.py'
 
 model = dict(
-    type='ATSS',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='mmvisattn.FlexViT',
-        arch=dict(embed_dims=96, depth=6, num_heads=3, mlp_ratio=2),
-        patch_size=8,
-        pretrain_size=128,
-        zoom=4,
-        cell_size=1,
-        select_ratio=0.1,
-    ),
-    neck=dict(type='mmvisattn.SimpleFPN', in_channels=96, out_channels=64, start_level=2, num_outs=1),
-    bbox_head=dict(
-        type='ATSSHead',
-        num_classes=3,
-        in_channels=64,
-        stacked_convs=1,
-        feat_channels=64,
-        anchor_generator=dict(
-            type='AnchorGenerator', ratios=[1.0], octave_base_scale=1.5, scales_per_octave=1, strides=[8]
-        ),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
-    ),
-    train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False),
-    test_cfg=dict(nms_pre=300, score_thr=0.02, nms=dict(type='nms', iou_threshold=0.6), max_per_img=20),
+    backbone=dict(arch=dict(embed_dims=96, num_heads=3), zoom=4, select_ratio=0.1, drop_path_rate=0.0),
+    neck=dict(in_channels=96, num_outs=1),
+    bbox_head=dict(num_classes=3, stacked_convs=1, anchor_generator=dict(octave_base_scale=1.5, strides=[8])),
+    test_cfg=dict(score_thr=0.02, max_per_img=20),
 )
 
 data_root = 'data/mini_search/coco/'
-metainfo = dict(classes=('sports ball', 'clock', 'vase'))
-boxes = dict(type='LoadAnnotations', with_bbox=True)
-dataset = dict(data_root=data_root, metainfo=metainfo)
+dataset = dict(data_root=data_root, metainfo=dict(classes=('sports ball', 'clock', 'vase')))
+# The scenes as they are, those without targets too.
 train_dataloader = dict(
     dataset=dict(
         **dataset,
         filter_cfg=dict(filter_empty_gt=False, min_size=1),
-        pipeline=[_base_.train_pipeline[0], boxes, *_base_.train_pipeline[3:]],
+        pipeline=[step for step in _base_.train_dataloader.dataset.pipeline if step['type'] != 'Resize'],
     ),
 )
 val_dataloader = dict(
-    dataset=dict(**dataset, pipeline=[_base_.test_pipeline[0], boxes, *_base_.test_pipeline[3:]]),
+    dataset=dict(
+        **dataset, pipeline=[step for step in _base_.val_dataloader.dataset.pipeline if step['type'] != 'Resize']
+    ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 max_epochs = 6
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellRuleHook')]
