@@ -21,8 +21,8 @@ test: .venv/.installed lint
 
 # The part that says most in the least time, for the loop at the desk: each room, no training, no whole configs or tools.
 QUICK := $(addprefix tests/,checkpoint compat datasets/test_mend.py engine inference models \
-  ops/test_depthwise_conv.py ops/test_pointwise_conv.py ops/test_selective_scan.py test_configs.py::test_names_say_what_is_inside test_docstrings.py test_requirements.py \
-  test_visualization.py) -k 'not processes_that_build_at_once and not second_derivatives and not test_workers \
+  ops/test_depthwise_conv.py ops/test_pointwise_conv.py ops/test_selective_scan.py test_configs.py::test_names_say_what_is_inside test_docstrings.py test_requirements.py visualization) \
+  -k 'not processes_that_build_at_once and not second_derivatives and not test_workers \
   and not onnx and not alpha_rises and not rates_change'
 
 quick: .venv/.installed

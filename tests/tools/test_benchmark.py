@@ -18,7 +18,7 @@ from torch import nn
 
 from tools.analysis import benchmark as tool
 from tools.analysis import measure, networks
-from tools.analysis import report as reports
+from tools.analysis import measurements as reports
 
 from .utils import ARCH, ROOT
 

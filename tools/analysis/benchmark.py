@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
+from tools.analysis import measurements as reports
 from tools.analysis import networks
-from tools.analysis import report as reports
 from tools.analysis.measure import exponent, parse_count, parse_output, peak_memory, times_in_turn
 
 PEERS = ('resnet50', 'swin_tiny_patch4_window7_224', 'convnext_tiny', 'poolformer_s24', 'vit_small_patch16_224')

@@ -36,7 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
-from tools.analysis import report as reports
+from tools.analysis import measurements as reports
 from tools.analysis.measure import exponent, peak_memory, times_in_turn
 
 Operator = Callable[..., Tensor]

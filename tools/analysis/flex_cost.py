@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
-from tools.analysis import report as reports
+from tools.analysis import measurements as reports
 from tools.analysis.measure import parse_count, parse_size, peak_memory, times_in_turn
 
 

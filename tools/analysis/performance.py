@@ -23,7 +23,7 @@ from mmvisattn.errors import UserError, nearest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
-from tools.analysis import report as reports
+from tools.analysis import measurements as reports
 from tools.driver import ROOT, run_script
 
 PAGE = ROOT / 'docs/performance.md'

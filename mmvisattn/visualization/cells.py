@@ -1,4 +1,4 @@
-"""Pictures of what the networks look at."""
+"""Pictures of the cells that a network chose."""
 
 from collections.abc import Mapping, Sequence
 
