@@ -4,12 +4,15 @@ import copy
 import functools
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
@@ -58,6 +61,24 @@ def test_schedule_ends_with_the_training(path):
     by_epoch = loop.type == 'EpochBasedTrainLoop'
     last = loop.max_epochs if by_epoch else loop.max_iters
     assert max(step.end for step in cfg.param_scheduler if step.get('by_epoch', True) == by_epoch) == last
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_pictures_reach_the_network_with_what_predicting_asks_for(path, tmp_path):
+    """mmdet's heads scale boxes back by ``scale_factor``, which a pipeline without ``Resize`` does not tell."""
+    cfg = load(path)
+    picture, labels = tmp_path / 'a.png', tmp_path / 'labels.png'
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8))
+    cv2.imwrite(str(labels), np.full((60, 80), 1, np.uint8))
+    truth = dict(instances=[], seg_map_path=str(labels), label_map=None, reduce_zero_label=True)
+    for dataloader in (cfg.val_dataloader, cfg.test_dataloader):
+        pipeline = Compose([TRANSFORMS.build(step) for step in dataloader.dataset.pipeline])
+        with torch.device('cpu'):
+            packed = pipeline(dict(img_path=str(picture), img_id=1, seg_fields=[], **truth))
+        meta = packed['data_samples'].metainfo
+        assert meta['ori_shape'] == (60, 80)
+        assert 'scale_factor' in meta or cfg.default_scope == 'mmseg'
+        assert packed['inputs'].shape[1:] == meta['img_shape']
 
 
 def network_in_names(backbone: dict) -> str:

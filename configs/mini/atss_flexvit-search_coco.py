@@ -14,19 +14,15 @@ model = dict(
 
 data_root = 'data/mini_search/coco/'
 dataset = dict(data_root=data_root, metainfo=dict(classes=('sports ball', 'clock', 'vase')))
-# The scenes as they are, those without targets too.
-train_dataloader = dict(
-    dataset=dict(
-        **dataset,
-        filter_cfg=dict(filter_empty_gt=False, min_size=1),
-        pipeline=[step for step in _base_.train_dataloader.dataset.pipeline if step['type'] != 'Resize'],
-    ),
+scale = (256, 256)
+train_pipeline, test_pipeline = (
+    [dict(step, scale=scale) if step['type'] == 'Resize' else step for step in pipeline]
+    for pipeline in (_base_.train_dataloader.dataset.pipeline, _base_.val_dataloader.dataset.pipeline)
 )
-val_dataloader = dict(
-    dataset=dict(
-        **dataset, pipeline=[step for step in _base_.val_dataloader.dataset.pipeline if step['type'] != 'Resize']
-    ),
-)
+# The scenes without targets too.
+filter_cfg = dict(filter_empty_gt=False, min_size=1)
+train_dataloader = dict(dataset=dict(**dataset, filter_cfg=filter_cfg, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator

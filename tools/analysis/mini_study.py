@@ -297,8 +297,15 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
     lock = threading.Lock()
 
     def run(training: Training) -> None:
-        if training.result_file.exists():
-            return
+        if not training.result_file.exists():
+            train(training)
+        if results and training.metrics:  # others are there for their weights
+            with lock:
+                known[training.name] = {key: training.figures[key] for key in ('minutes', *training.metrics)}
+                results.parent.mkdir(parents=True, exist_ok=True)
+                results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
+
+    def train(training: Training) -> None:
         if training.start is not None:
             done[training.start.folder].result()  # earlier in the list, so it has been taken up
         log = training.folder / 'log.txt'
@@ -308,11 +315,6 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
             raise RuntimeError(f'{training.name}: status {error.returncode}; see {log}') from error
         shown = ''.join(f'{label} {share:.3f}, ' for label, share in training.shares)
         print(f'{training.name}: {shown}{training.figures["minutes"]:.1f} minutes', flush=True)
-        if results and training.metrics:  # others are there for their weights
-            with lock:
-                known[training.name] = {key: training.figures[key] for key in ('minutes', *training.metrics)}
-                results.parent.mkdir(parents=True, exist_ok=True)
-                results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
 
     with ThreadPoolExecutor(jobs) as pool:
         for training in trainings:
