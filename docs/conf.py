@@ -17,8 +17,8 @@ extensions = [
     'myst_parser',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
-    'sphinx.ext.mathjax',
     'sphinx_copybutton',
+    'mathml',
     'model_tables',
 ]
 root_doc = 'docs/index'
@@ -39,6 +39,7 @@ autodoc_member_order = 'bysource'
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+html_math_renderer = 'mathml'
 html_theme = 'furo'
 html_title = f'mmvisattn {release}'
 html_static_path = ['_static']

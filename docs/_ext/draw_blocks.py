@@ -98,7 +98,7 @@ def fcvit() -> None:
 
 def defocus() -> None:
     """The three mixers side by side; the bandpass filter is what they share."""
-    ax = canvas(15.6, 9.4)
+    ax = canvas(16.4, 9.4)
     mamba = [
         ('tokens, in order', DATA),
         ('RMSNorm', PLAIN),

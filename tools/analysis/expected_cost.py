@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = ', '.join(model['Name'] for model in read_models())
         raise UserError(f'--only {args.only!r}: no model has this in its name; there are {names}')
     for model in tqdm(models, desc='counting'):
-        PAGE.write_text(fill(PAGE.read_text(), {model['Name']: row(model)}))
+        counted = {model['Name']: row(model)}  # takes a while, in which the page may change
+        PAGE.write_text(fill(PAGE.read_text(), counted))
 
 
 if __name__ == '__main__':
