@@ -160,16 +160,30 @@ def test_the_table_scales_metrics_by_their_names(tmp_path, capsys):
     assert '| one | 0.008 (0.008) | 0.800 (0.800) |' in capsys.readouterr().out
 
 
-def test_gap_closed_by_hand(tmp_path):
+def test_places_on_the_scale_by_hand(tmp_path, capsys):
     stages = [study_tool.Stage('detector.py', [], {'coco/bbox_mAP_50': 'AP50'})]
-    figures = {'low': (0.1, 0.2, 0.3), 'half': (0.2, 0.4, 0.5), 'all': (0.5, 0.6, 0.7)}
-    study = study_tool.Study({name: study_tool.Variant() for name in figures}, stages, gap=('low', 'all'))
-    plans = [study_tool.plan(study, seed, tmp_path) for seed in range(3)]
+    figures = {'low': (0.1, 0.2, 0.3), 'chance': (0.1, 0.2, 0.5), 'half': (0.2, 0.4, 0.5), 'all': (0.5, 0.6)}
+    study = study_tool.Study(
+        {name: study_tool.Variant(seeds=len(values)) for name, values in figures.items()},
+        stages,
+        scale=study_tool.Scale('low', 'all', 'chance'),
+    )
+    plans = [study_tool.plan(study, seed, tmp_path) for seed in range(4)]
+    assert [len(plan) for plan in plans] == [4, 4, 3, 0]
     for seed, plan in enumerate(plans):
         for name, (training,) in plan.items():
             training.folder.mkdir(parents=True)
             training.result_file.write_text(json.dumps({'coco/bbox_mAP_50': figures[name][seed]}))
-    # differences of 0.25, 0.5 and 0.5 of a gap of 0.4; t is 4.303 with two degrees of freedom
-    assert study_tool.gap_closed(study.gap, 'half', plans) == '0.42 (0.06–0.78)'
-    assert study_tool.gap_closed(study.gap, 'half', plans[:1]) == '0.25'
-    assert study_tool.gap_closed(study.gap, 'all', plans) == '–'
+
+    def place(variant, base, plans=plans):
+        return study_tool.place(study.scale, variant, base, plans)
+
+    # 0.25, 0.5 and 0.5 of the gap of 0.4 that the two seeds with all have; t is 4.303 with two degrees of freedom
+    assert place('half', 'low') == '0.42 (0.06–0.78)'
+    assert place('half', 'chance') == '0.25 (-0.37–0.87)'  # 0.25, 0.5 and 0
+    assert place('half', 'low', plans[:1]) == '0.25'
+    assert place('low', 'low') == place('half', 'low', plans[2:]) == '–'
+    study_tool.print_table(study, plans)
+    printed = capsys.readouterr().out
+    assert '| half | 0.367 (0.200, 0.400, 0.500) | 0.42 (0.06–0.78) | 0.25 (-0.37–0.87) |' in printed
+    assert '| all | 0.550 (0.500, 0.600) | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |' in printed

@@ -58,10 +58,27 @@ class Variant:
     Args:
         options (list[str]): ``--cfg-options`` in all stages that are not common.
         config (str, optional): Config file of the last stage in place of that of all.
+        seeds (int, optional): Seeds from this on are left out, where one costs much and decides little; None for all.
     """
 
     options: list[str] = field(default_factory=list)
     config: str | None = None
+    seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Variants by whose first metric that of the others is told once more.
+
+    Args:
+        low (str): It counts as 0.
+        high (str): It counts as 1.
+        chance (str): How far the others are ahead of it is told as well.
+    """
+
+    low: str
+    high: str
+    chance: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +93,7 @@ class Study:
             variant and ``--cfg-options``, by name.
         flops_size (tuple[int, int], optional): Height and width of the images for which backbone and neck are counted;
             None for no such column.
-        gap (tuple[str, str], optional): Variants at the ends of a scale, on which the first metric of the others is
-            told too, paired by seed; None for no such column.
+        scale (Scale, optional): What the first metric is told on as well, paired by seed; None for no such columns.
     """
 
     variants: dict[str, Variant]
@@ -85,7 +101,7 @@ class Study:
     data: list[list[str]] = field(default_factory=lambda: [['data/mini']])
     tests: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     flops_size: tuple[int, int] | None = None
-    gap: tuple[str, str] | None = None
+    scale: Scale | None = None
 
 
 # A job has one core, which loads its pictures too.
@@ -137,13 +153,13 @@ STUDIES = {
             'low resolution': Variant(
                 [BACKBONE + 'num_glance_layers=6', BACKBONE + 'out_indices=(1,)', 'model.neck.start_level=0']
             ),
-            '0 %': Variant([BACKBONE + 'select_ratio=0.0']),
+            '0 %': Variant([BACKBONE + 'select_ratio=0.0'], seeds=3),
             '10 %, chance': Variant([RULE + 'chance']),
-            '10 %, centre': Variant([RULE + 'centre']),
+            '10 %, centre': Variant([RULE + 'centre'], seeds=3),
             '10 %, pixel deviation': Variant([RULE + 'deviation']),
             '10 %, chosen': Variant(),
             '10 %, truth': Variant([RULE + 'truth']),
-            'all': Variant([BACKBONE + 'select_ratio=1.0']),
+            'all': Variant([BACKBONE + 'select_ratio=1.0'], seeds=2),
         },
         stages=[
             Stage(config='configs/mini/fcn_vit-search_ade20k.py', options=ONE_PROCESS, common=True),
@@ -160,7 +176,7 @@ STUDIES = {
             for rule in ('chance', 'deviation', 'relevance', 'truth')
         },
         flops_size=(256, 256),
-        gap=('low resolution', 'all'),
+        scale=Scale('low resolution', 'all', '10 %, chance'),
     ),
     # The same on scenes full of small objects, where there is something to see in many places.
     'dense': Study(
@@ -190,7 +206,7 @@ STUDIES = {
         ],
         data=[SMALL_OBJECTS, SPARSE_OBJECTS],
         flops_size=(192, 256),
-        gap=('low resolution', 'all'),
+        scale=Scale('low resolution', 'all', '25 %, chance'),
     ),
     # What the neck buys a convolutional backbone.
     'neck': Study(
@@ -215,7 +231,9 @@ STUDIES = {
 
 
 def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
-    """The trainings of each variant, stage by stage, and what else is tested; a common stage is one training.
+    """The trainings of each variant of a seed, stage by stage, and what else is tested.
+
+    A common stage is one training.
 
     Args:
         study (Study): The study.
@@ -225,6 +243,8 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     trainings: dict[str, list[Training]] = {}
     known: dict[str, Training] = {}
     for name, variant in study.variants.items():
+        if variant.seeds is not None and seed >= variant.seeds:
+            continue
         start = None
         trainings[name] = []
         for number, stage in enumerate(study.stages, 1):
@@ -243,6 +263,8 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
             start = known[label]
             trainings[name].append(start)
     for name, (variant, options) in study.tests.items():
+        if variant not in trainings:
+            continue
         start = trainings[variant][-1]
         test = Test(
             name=f'{name!r}, seed {seed}',
@@ -307,21 +329,22 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
 def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> None:
     """Mean of each figure over the seeds, with the seeds' own behind it."""
     labels = [f'{label}, mean (seeds)' for stage in study.stages for label in stage.metrics.values()]
-    if study.gap:
-        labels.append('gap closed (95 % interval)')
+    if study.scale:
+        labels += ['gap closed (95 % interval)', 'ahead of chance (95 % interval)']
     if study.flops_size:
         labels.append('MFLOPs of backbone and neck')
     print(f'\n| variant | {" | ".join(labels)} |\n|---|{"---|" * len(labels)}')
-    for variant in plans[0]:
+    for variant in {name: None for plan in plans for name in plan}:
+        of_variant = [plan[variant] for plan in plans if variant in plan]
         cells = []
-        for stages in zip(*(trainings[variant] for trainings in plans)):  # of all seeds
+        for stages in zip(*of_variant):  # of all seeds
             for of_seeds in zip(*(training.shares for training in stages)):
                 values = [share for _, share in of_seeds]
                 cells.append(f'{statistics.mean(values):.3f} ({", ".join(f"{value:.3f}" for value in values)})')
-        if study.gap:
-            cells.append(gap_closed(study.gap, variant, plans))
+        if study.scale:
+            cells += [place(study.scale, variant, base, plans) for base in (study.scale.low, study.scale.chance)]
         if study.flops_size:
-            last = plans[0][variant][-1]
+            last = of_variant[0][-1]
             config = Config.fromfile(ROOT / last.config)
             config.merge_from_dict(parse_options(last.options))
             with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
@@ -342,25 +365,29 @@ def parse_options(options: Sequence[str]) -> dict[str, object]:
     return parsed
 
 
-def gap_closed(ends: tuple[str, str], variant: str, plans: Sequence[dict[str, list[Training]]]) -> str:
-    """Where the first metric of a variant lies between those of two others: 0 at the first, 1 at the second.
+def place(scale: Scale, variant: str, base: str, plans: Sequence[dict[str, list[Training]]]) -> str:
+    """How far the first metric of a variant is above that of another, as a share of the gap between low and high.
 
-    The gap is that of the means, since that of a seed may be small; the interval is that of a mean of differences
-    paired by seed, by Student's t.
+    The gap is that of the means of the seeds that have both ends, since that of a seed may be small; the interval is
+    that of a mean of differences paired by seed, by Student's t.
     """
 
-    def values(name: str) -> list[float]:
-        return [next(trainings[name][-1].shares)[1] for trainings in plans]
+    def differences(name: str, other: str) -> list[float]:
+        return [
+            next(plan[name][-1].shares)[1] - next(plan[other][-1].shares)[1]
+            for plan in plans
+            if name in plan and other in plan
+        ]
 
-    if variant in ends:
+    ends = differences(scale.high, scale.low)
+    values = differences(variant, base)
+    if not ends or not values or variant == base:
         return '–'
-    low, high = map(values, ends)
-    gap = statistics.mean(high) - statistics.mean(low)
-    closed = [(x - at) / gap for x, at in zip(values(variant), low)]
-    if len(closed) == 1:
-        return f'{closed[0]:.2f}'
-    half = float(t.ppf(0.975, len(closed) - 1)) * statistics.stdev(closed) / len(closed) ** 0.5
-    mean = statistics.mean(closed)
+    shares = [value / statistics.mean(ends) for value in values]
+    if len(shares) == 1:
+        return f'{shares[0]:.2f}'
+    half = float(t.ppf(0.975, len(shares) - 1)) * statistics.stdev(shares) / len(shares) ** 0.5
+    mean = statistics.mean(shares)
     return f'{mean:.2f} ({mean - half:.2f}–{mean + half:.2f})'
 
 
