@@ -19,7 +19,7 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
     'mathml',
-    'model_tables',
+    'tables',
 ]
 root_doc = 'docs/index'
 include_patterns = [

@@ -1,5 +1,6 @@
 """The tables of models and the notebook; that the pages build without a warning is part of `make lint`."""
 
+import importlib
 import re
 import sys
 
@@ -14,16 +15,16 @@ FAMILIES = ['fcvit', 'defocus', 'flexattention']
 
 
 @pytest.fixture(scope='module')
-def model_tables():
+def tables():
     sys.path.insert(0, str(ROOT / 'docs/_ext'))
-    yield pytest.importorskip('model_tables')
+    yield importlib.import_module('tables')
     sys.path.remove(str(ROOT / 'docs/_ext'))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_tables_hold_what_the_metafiles_say(family, model_tables):
+def test_tables_hold_what_the_metafiles_say(family, tables):
     models = yaml.safe_load((ROOT / f'configs/{family}/metafile.yml').read_text())['Models']
-    header, _, *rows = [line.strip('| ').split(' | ') for line in model_tables.lines(family)]
+    header, _, *rows = [line.strip('| ').split(' | ') for line in tables.model_lines(family)]
     assert len(rows) == len(models)
     for row, model in zip(rows, models):
         assert f'[{model["Name"]}](/{model["Config"]})' == row[0] and model['Metadata']['Recipe'] == row[2]
@@ -32,9 +33,16 @@ def test_tables_hold_what_the_metafiles_say(family, model_tables):
                 assert row[header.index(name)] == str(value)
 
 
-def test_no_figure_without_a_metafile(model_tables):
-    text = '\n'.join(model_tables.lines('flexattention'))
+def test_no_figure_without_a_metafile(tables):
+    text = '\n'.join(tables.model_lines('flexattention'))
     assert ' AP' not in text and 'mIoU' not in text  # nobody has published any
+
+
+def test_every_tool_says_what_it_does(tables):
+    lines = [line for folder in ('tools', 'tools/data', 'tools/analysis') for line in tables.tool_lines(folder)[2:]]
+    told = dict(re.fullmatch(r'\| `python (\S+)` \| (\S.*\.) \|', line).groups() for line in lines)
+    scripts = [path for path in (ROOT / 'tools').rglob('*.py') if "if __name__ == '__main__':" in path.read_text()]
+    assert set(told) == {str(path.relative_to(ROOT)) for path in scripts}
 
 
 def test_the_notebook_was_run():
