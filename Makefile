@@ -44,7 +44,7 @@ lint: .venv/.installed
 	$(SPHINX) -q
 
 # Warnings are errors: a link that leads nowhere, a docstring that is not understood.
-SPHINX := .venv/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going -c docs . build/docs
+SPHINX := $(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going -c docs . build/docs
 
 docs: .venv/.installed
 	$(SPHINX)

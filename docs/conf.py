@@ -22,14 +22,8 @@ extensions = [
     'tables',
 ]
 root_doc = 'docs/index'
-include_patterns = [
-    'docs/**.md',
-    'configs/*/README.md',
-    'tests/data/recipes/README.md',
-    'CONTRIBUTING.md',
-    'CHANGELOG.md',
-]
-exclude_patterns = ['.*', 'build', 'data', 'work_dirs', 'mmvisattn', 'tests/[!d]*', 'tests/data/[!r]*', 'tools']
+include_patterns = ['docs/**.md', 'configs/*/README.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
+exclude_patterns = ['.*', 'build', 'data', 'mmvisattn', 'tests', 'tools', 'work_dirs']
 
 myst_enable_extensions = ['dollarmath', 'colon_fence']
 myst_heading_anchors = 4
