@@ -36,5 +36,4 @@ napoleon_use_rtype = False
 html_math_renderer = 'mathml'
 html_theme = 'furo'
 html_title = f'mmvisattn {release}'
-html_static_path = ['_static']
 html_copy_source = False
