@@ -11,7 +11,7 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 ENVIRONMENTS := oldest compiled onedl
 VENVS := .venv $(ENVIRONMENTS:%=.venv-%)
 
-.PHONY: demo test quick test-heads $(ENVIRONMENTS:%=test-%) lint clean
+.PHONY: demo test quick docs test-heads $(ENVIRONMENTS:%=test-%) lint clean
 
 demo: .venv/.installed
 	$(RUN) tools/demo.py
@@ -41,10 +41,21 @@ lint: .venv/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(SPHINX) -q
+
+# Warnings are errors: a link that leads nowhere, a docstring that is not understood.
+SPHINX := $(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going -c docs . build/docs
+
+docs: .venv/.installed
+	$(SPHINX)
+	@echo "The pages: build/docs/docs/index.html"
+	-@$(RUN) -m webbrowser "file://$(CURDIR)/build/docs/docs/index.html"
 
 CONSTRAINTS := requirements/constraints.txt
 EXTRAS := det,seg,lite,tests
 PIP = $(@D)/bin/python -m pip install --progress-bar on --constraint $(CONSTRAINTS)
+
+.venv/.installed: EXTRAS := det,seg,lite,tests,docs
 
 .venv-oldest/.installed: CONSTRAINTS := requirements/oldest.txt
 .venv-oldest/.installed: PYTHON := $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))

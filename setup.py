@@ -41,5 +41,6 @@ setup(
         'seg': requirements('seg'),
         'lite': requirements('lite'),
         'tests': requirements('tests'),
+        'docs': requirements('docs'),
     },
 )

@@ -44,9 +44,9 @@ def test_constraints_are_within_the_bounds():
         assert versions and all(version in requirement.specifier for version in versions), name
 
 
-def test_the_tools_of_the_tests_are_pinned():
+def test_the_tools_of_tests_and_docs_are_pinned():
     pinned = {pin.name for pin in requirements('constraints').values()}
-    assert {requirement.name for requirement in requirements('tests').values()} <= pinned
+    assert {requirement.name for file in ('tests', 'docs') for requirement in requirements(file).values()} <= pinned
 
 
 def test_check_env_reads_the_same_bounds():
@@ -71,15 +71,15 @@ def test_versions_that_texts_name(file):
             assert Version(version) == limit(bound, '>='), f'{name} {operator} {version}'
 
 
-def test_readme_names_every_bound_that_matters():
-    found = {name for name, operator, _ in NAMED.findall((ROOT / 'README.md').read_text()) if operator == '≥'}
+def test_get_started_names_every_bound_that_matters():
+    found = {name for name, operator, _ in NAMED.findall((ROOT / 'docs/get_started.md').read_text()) if operator == '≥'}
     assert {'torch', 'torchvision', 'mmengine', 'timm', 'numpy'} <= found
 
 
 def test_python():
     lowest, beyond = limit(PYTHON, '>='), limit(PYTHON, '<')
     highest = f'3.{beyond.minor - 1}'
-    for name in ('README.md', 'Makefile'):
+    for name in ('README.md', 'docs/get_started.md', 'Makefile'):
         spans = re.findall(r'Python (3\.\d+) to (3\.\d+)', (ROOT / name).read_text())
         assert spans and set(spans) == {(str(lowest), highest)}, name
     assert f'(3, {lowest.minor}) <= sys.version_info[:2] <= (3, {beyond.minor - 1})' in (ROOT / 'Makefile').read_text()

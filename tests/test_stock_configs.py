@@ -1,4 +1,4 @@
-"""The lines that README gives for a config of one's own, over stock configs of every family of both toolboxes."""
+"""The lines that docs/own_project.md gives for a config of one's own, over stock configs of both toolboxes."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+BLOCKS = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'docs/own_project.md').read_text(), re.DOTALL)
 LINES = {scope: block for block in BLOCKS for scope in ('mmdet', 'mmseg') if f"'{scope}::" in block}
 CONFIGS = {toolbox.__name__: Path(toolbox.__file__).parent / '.mim/configs' for toolbox in (mmdet, mmseg)}
 FAMILIES = [
@@ -57,7 +57,7 @@ def stock_config(family: str) -> Config | None:
 
 
 def apply_lines(family: str, folder: Path, **following: dict) -> Config:
-    """README's lines over a stock config; ``following`` is in place of the lines about what follows the backbone."""
+    """The page's lines over a stock config; ``following`` is in place of the lines about what follows the backbone."""
     stock = stock_config(family)
     lines, _, model = LINES[family[:5]].partition('model = ')
     model = {key: value for key, value in eval(model).items() if key in ('pretrained', 'backbone')}
