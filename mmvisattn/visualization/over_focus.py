@@ -19,8 +19,8 @@ def effective_share(weights: Tensor, base: Tensor | None = None) -> Tensor:
 
     Args:
         weights (Tensor): Non-negative weights of any sum, (..., L).
-        base (Tensor, optional): Weights of any sum, broadcast to (..., L), positive wherever the others are. Defaults to
-            None, uniform.
+        base (Tensor, optional): Weights of any sum, broadcast to (..., L), positive wherever the others are.
+            Defaults to None, uniform.
 
     Returns:
         Tensor: (...), zero where all weights are.
