@@ -35,7 +35,10 @@ def test_area_under_curve(tool):
     assert tool.area_under_curve(torch.tensor([3.0, 1]), torch.tensor([2.0, 0])) == 0.75
 
 
-def test_the_study_goes_on_where_it_stopped(tool, tmp_path, capsys):
+def test_the_study_goes_on_where_it_stopped(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tool, 'TEST_SCENES', 64)
+    monkeypatch.setattr(tool, 'MEASURED_SCENES', 1)
+    monkeypatch.setattr(tool, 'LAYERS', (11,))
     path = tmp_path / 'results.json'
     command = ['--steps', '3', '--batch', '2', '--results', str(path), '--seeds', '0', '--rows']
     tool.main([*command, 'retnet, both, drop path, auxiliary'])

@@ -122,8 +122,8 @@ class DefocusViT(SequenceTransformer):
         if not self.causal and self.patch_embed.window and any(n % self.patch_embed.pixels for n in x.shape[-2:]):
             raise UserError(
                 f'DefocusViT: with `causal=False` every token sees the padding to whole windows, and an image of '
-                f"{x.shape[-2]}×{x.shape[-1]} pixels (H×W) would have some; set `token_order='raster'`, or the sides of "
-                f'the images to multiples of `pretrain_size`, {self.patch_embed.pixels}'
+                f"{x.shape[-2]}×{x.shape[-1]} pixels (H×W) would have some; set `token_order='raster'`, or the sides "
+                f'of the images to multiples of `pretrain_size`, {self.patch_embed.pixels}'
             )
         return super().forward(x)
 
