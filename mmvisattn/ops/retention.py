@@ -14,7 +14,7 @@ from .decay import decay_factors, decay_factors_fit
 CHUNK = 128
 
 
-def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: int = CHUNK) -> Tensor:
+def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, chunk: int = CHUNK) -> Tensor:
     """``y_t = Σ_{s≤t} <q_t, k_s> e^{λ(t−s)} v_s``, in time and memory linear in the length of the sequence.
 
     The decay is made part of queries and keys where its factors stay in range; elsewhere all exponents are negative or
@@ -24,13 +24,14 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
         q (Tensor): Scaled queries, (B, heads, L, d).
         k (Tensor): Keys, (B, heads, L, d).
         v (Tensor): Values, (B, heads, L, d).
-        rate (Tensor): λ of each head, (heads,), negative.
+        rate (Tensor | None): λ of each head, (heads,), negative, or None for no decay.
         chunk (int): Tokens in a chunk.
 
     Returns:
         Tensor: (B, heads, L, d), float32 or float64.
     """
     with no_autocast(q.device):
+        rate = at_least_float32(q).new_zeros(q.shape[1]) if rate is None else rate
         length = q.shape[-2]
         chunk = min(chunk, length)
         q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)

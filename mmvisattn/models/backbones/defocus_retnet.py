@@ -5,6 +5,8 @@ al., 2024), after `Retentive Network <https://arxiv.org/abs/2307.08621>`_ (Sun e
 of this form: it is built from the papers' descriptions.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,9 +37,7 @@ class Retention(nn.Module):
         """(B, L, C) → (B, L, C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
         q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
-        rate = self.bandpass.rate()
-        assert rate is not None  # there is always a decay in retention
-        out = chunkwise_retention(q, k, v, rate)
+        out = chunkwise_retention(q, k, v, self.bandpass.rate())
         out = group_rms_norm(out.transpose(1, 2), out.shape[-1]).flatten(2)
         return self.proj(out.to(x.dtype) * F.silu(self.gate(x)))
 
@@ -59,6 +59,8 @@ class DefocusRetNet(SequenceTransformer):
         rope_scale (float): What positions are divided by for the rotation; the square of the ratio of the side of the
             image to ``pretrain_size``, nominally. Defaults to 20, for 1024 pixels.
         delta_scale (float): What λ is divided by; the ratio of the sides, nominally. Defaults to 4.57, for 1024 pixels.
+        decay (bool): Have the decay. Defaults to True.
+        rotation (bool): Have the rotation. Defaults to True.
         out_indices (Sequence[int]): Numbers of the blocks to return, from 0; each goes through the last norm. Defaults
             to the last.
         frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone, -1
@@ -74,6 +76,38 @@ class DefocusRetNet(SequenceTransformer):
         UserError: If an argument is out of range.
     """
 
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        token_order: str = 'window',
+        pretrain_size: int = 224,
+        rope_scale: float = 20.0,
+        delta_scale: float = 4.57,
+        decay: bool = True,
+        rotation: bool = True,
+        out_indices: Sequence[int] = (-1,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        in_channels: int = 3,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        self.filter = dict(decay=decay, rotation=rotation)  # read by build_mixer
+        super().__init__(
+            arch=arch,
+            token_order=token_order,
+            pretrain_size=pretrain_size,
+            rope_scale=rope_scale,
+            delta_scale=delta_scale,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            drop_path_rate=drop_path_rate,
+            in_channels=in_channels,
+            init_cfg=init_cfg,
+        )
+
     def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> Retention:
         """See :class:`SequenceTransformer`."""
-        return Retention(dim, num_heads, BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale))
+        bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale, **self.filter)
+        return Retention(dim, num_heads, bandpass)

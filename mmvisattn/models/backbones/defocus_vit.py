@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ...errors import UserError
 from ...ops.filtered_attention import filtered_attention
 from ...registry import MODELS
 from ..layers import BandpassFilter
@@ -61,8 +62,8 @@ class DefocusViT(SequenceTransformer):
         rope_scale (float): What positions are divided by for the rotation; the square of the ratio of the side of the
             image to ``pretrain_size``, nominally. Defaults to 20, for 1024 pixels.
         delta_scale (float): What λ is divided by; the ratio of the sides, nominally. Defaults to 4.57, for 1024 pixels.
-        causal (bool): Hide later tokens. Otherwise all see all and the filter takes the distance ``|t−s|``. Defaults to
-            True.
+        causal (bool): Hide later tokens. Otherwise all see all and the filter takes the distance ``|t−s|``; in window
+            order images must then be whole windows, since padding would be seen. Defaults to True.
         decay (bool): Have the decay. Defaults to True.
         rotation (bool): Have the rotation. Defaults to True.
         out_indices (Sequence[int]): Numbers of the blocks to return, from 0; each goes through the last norm. Defaults
@@ -111,6 +112,20 @@ class DefocusViT(SequenceTransformer):
             in_channels=in_channels,
             init_cfg=init_cfg,
         )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps, see :class:`~mmvisattn.models.backbones.sequence_backbone.SequenceBackbone`.
+
+        Raises:
+            UserError: If the network is not causal and the image would be padded to whole windows.
+        """
+        if not self.causal and self.patch_embed.window and any(n % self.patch_embed.pixels for n in x.shape[-2:]):
+            raise UserError(
+                f'DefocusViT: with `causal=False` every token sees the padding to whole windows, and an image of '
+                f"{x.shape[-2]}×{x.shape[-1]} pixels (H×W) would have some; set `token_order='raster'`, or the sides "
+                f'of the images to multiples of `pretrain_size`, {self.patch_embed.pixels}'
+            )
+        return super().forward(x)
 
     def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> Attention:
         """See :class:`SequenceTransformer`."""

@@ -11,9 +11,11 @@ from torch import nn
 TINY = dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
 
 
-def test_network_equals_the_formulas():
+@pytest.mark.parametrize('decay', [True, False])
+@pytest.mark.parametrize('rotation', [True, False])
+def test_network_equals_the_formulas(decay, rotation):
     torch.manual_seed(0)
-    net = DefocusRetNet(TINY, 'window', 64, rope_scale=3.0, delta_scale=1.5).double()
+    net = DefocusRetNet(TINY, 'window', 64, 3.0, 1.5, decay, rotation).double()
     for param in net.parameters():
         nn.init.normal_(param, std=0.2)
     x = torch.randn(2, 3, 70, 110, dtype=torch.double)
@@ -21,8 +23,10 @@ def test_network_equals_the_formulas():
     for block in net.blocks:
         attn, normed = block.attn, block.norm1(tokens)
         q, k, v = (t.view(2, -1, 2, 16).transpose(1, 2) for t in attn.qkv(normed).chunk(3, -1))
-        q, k = (turned(t, attn.bandpass.freq, 3.0) for t in (q, k))
-        out = quadratic_retention(q / 4, k, v, -torch.exp(attn.bandpass.log_decay) / 1.5)
+        if rotation:
+            q, k = (turned(t, attn.bandpass.freq, 3.0) for t in (q, k))
+        rate = -torch.exp(attn.bandpass.log_decay) / 1.5 if decay else torch.zeros(2)
+        out = quadratic_retention(q / 4, k, v, rate)
         out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         out = out.transpose(1, 2).reshape(tokens.shape)
         tokens = tokens + attn.proj(out * F.silu(attn.gate(normed)))

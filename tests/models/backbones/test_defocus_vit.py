@@ -20,7 +20,8 @@ def test_network_equals_the_formulas(causal, decay, rotation):
     net = DefocusViT(TINY, 'window', 64, 3.0, 1.5, causal, decay, rotation).double()
     for param in net.parameters():
         nn.init.normal_(param, std=0.2)
-    x = torch.randn(2, 3, 70, 110, dtype=torch.double)
+    size = (70, 110) if causal else (64, 128)  # with and without padding
+    x = torch.randn(2, 3, *size, dtype=torch.double)
     tokens = net.patch_embed(x)
     for block in net.blocks:
         attn = block.attn
@@ -43,6 +44,13 @@ def test_without_causality_the_first_token_sees_the_last():
     for causal in (True, False):
         net = DefocusViT(TINY, pretrain_size=64, causal=causal).eval()
         assert torch.equal(net(x)[0][..., 0, 0], net(changed)[0][..., 0, 0]) == causal
+
+
+def test_without_causality_padded_windows_are_refused():
+    options = dict(pretrain_size=64, causal=False)
+    with pytest.raises(UserError, match='64×70 pixels.*set `token_order=.raster.`, or .* multiples of .*64'):
+        DefocusViT(TINY, **options)(torch.randn(1, 3, 64, 70))
+    assert DefocusViT(TINY, token_order='raster', **options)(torch.randn(1, 3, 64, 70))[0].shape == (1, 32, 4, 5)
 
 
 @pytest.mark.parametrize('arch, name', [('small', 'deit_small_patch16_224'), ('base', 'deit_base_patch16_224')])
