@@ -140,7 +140,8 @@ class Artist:
         panels = [caption(fit(picture, PANEL), 'seen by the last token')]
         for layer, values, share in token_fields(network, look.image):
             side = network.patch_embed.projection.stride[0]
-            drawn = overlay(picture, values, (side, side))
+            # Of the residual path, the token itself outweighs all others.
+            drawn = overlay(picture, np.log10(np.maximum(values, values.max() * 1e-4)), (side, side))
             panels.append(caption(fit(drawn, PANEL), f'{layer}: {share:.1%} of tokens'))
         return join_panels(panels)
 
@@ -186,7 +187,9 @@ def features_row(picture: np.ndarray, one: Map) -> np.ndarray:
     mean = Visualizer.draw_featmap(spread, padded, channel_reduction='squeeze_mean')
     mean = mean[: len(rgb), : rgb.shape[1]]
     topk = min(CHANNELS[0] * CHANNELS[1], len(values))
-    single = Visualizer.draw_featmap(values, None, channel_reduction=None, topk=topk, arrangement=CHANNELS)
+    # Enlarged: mmengine writes the numbers of the channels into the maps.
+    large = F.interpolate(values[None], scale_factor=max(1, 160 / values.shape[2]), mode='bilinear')[0]
+    single = Visualizer.draw_featmap(large, None, channel_reduction=None, topk=topk, arrangement=CHANNELS)
     title = f'{one.layer}: {"×".join(map(str, values.shape))}'
     panels = [caption(fit(picture), title), caption(fit(cv2.cvtColor(mean, cv2.COLOR_RGB2BGR)), 'mean of channels')]
     channels = cv2.cvtColor(single, cv2.COLOR_RGB2BGR)
