@@ -18,7 +18,7 @@ from mmengine.model import PretrainedInit, Sequential, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from .measure import parse_count, parse_size
+from .measure import parse_size
 
 NAMES = (
     'config file, config of a toolbox (mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), backbone of ours with arch and '
