@@ -100,8 +100,9 @@ class Recorder:
                 ]
         if 'features' in self.kinds:
             self.handles.append(backbone.register_forward_hook(self._note_features('backbone')))
-            if getattr(model, 'neck', None) is not None:
-                self.handles.append(model.neck.register_forward_hook(self._note_features('neck')))
+            neck = getattr(model, 'neck', None)
+            if neck is not None:
+                self.handles.append(neck.register_forward_hook(self._note_features('neck')))
 
     def __enter__(self) -> 'Recorder':
         return self
