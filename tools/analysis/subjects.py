@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tools import predict
 
 from . import networks
+from .measure import parse_count, parse_size
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # mean and deviation, RGB, from 0 to 1
 
@@ -173,13 +174,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--images',
         dest='count',
-        type=networks.parse_count,
+        type=parse_count,
         default=4,
         metavar='N',
         help='how many of the test set; default: %(default)s',
     )
     parser.add_argument(
-        '--size', type=networks.parse_size, metavar='HxW', help='of pictures for a backbone by itself; default: own'
+        '--size', type=parse_size, metavar='HxW', help='of pictures for a backbone by itself; default: own'
     )
     parser.add_argument('--device', help='such as cpu or cuda:1; default: the GPU where there is one')
     cli.add_cfg_options(parser)
