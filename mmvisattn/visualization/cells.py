@@ -1,13 +1,11 @@
 """Pictures of the cells that a network chose."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import cv2
 import numpy as np
 
-PANEL_SIZE = 320  # longer side of a panel, pixels
-CAPTION_HEIGHT = 22  # of the line of text above a panel
-GAP = 4  # between panels
+from .panels import caption, fit, join_panels
+
 DIMMED = 0.3  # brightness of what was not chosen
 
 
@@ -43,31 +41,10 @@ def draw_layers(
         np.ndarray: A row of panels whose longer side is ``PANEL_SIZE``, with captions.
     """
     size = np.array(picture.shape[:2])
-    scale = PANEL_SIZE / size.max()
-    panel = np.maximum(np.round(size * scale), 1).astype(int)
-    picture = cv2.resize(picture, panel[::-1].tolist(), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    cell = tuple(cell * panel / size)
-    panels = [_caption(picture, title)]
+    picture = fit(picture)
+    cell = tuple(cell * np.array(picture.shape[:2]) / size)
+    panels = [caption(picture, title)]
     for number, chosen in layers.items():
         text = f'layer {number}: {chosen.sum()} of {chosen.size}'
-        panels += [_white(len(panels[0]), GAP), _caption(draw_cells(picture, chosen, cell), text)]
-    return np.hstack(panels)
-
-
-def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of panels on one sheet, one below the other."""
-    width = max(row.shape[1] for row in rows)
-    lines = []
-    for row in rows:
-        lines += [_white(GAP, width), np.hstack([row, _white(len(row), width - row.shape[1])])]
-    return np.vstack(lines[1:])
-
-
-def _white(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), 255, np.uint8)
-
-
-def _caption(panel: np.ndarray, text: str) -> np.ndarray:
-    line = _white(CAPTION_HEIGHT, panel.shape[1])
-    cv2.putText(line, text, (4, CAPTION_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([line, panel])
+        panels.append(caption(draw_cells(picture, chosen, cell), text))
+    return join_panels(panels)

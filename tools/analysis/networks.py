@@ -57,9 +57,14 @@ def build(name: str, part: str, size: tuple[int, int]) -> nn.Module:
         return network
     if name.startswith('timm:'):
         return _build_timm(name.removeprefix('timm:'), size)
-    if '::' in name or '/' in name or Path(name).suffix in cli.CONFIG_SUFFIXES:
+    if is_config(name):
         return _build_config(name, part)
     return _build_backbone(name)
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is that of a config."""
+    return '::' in name or '/' in name or Path(name).suffix in cli.CONFIG_SUFFIXES
 
 
 def _build_timm(name: str, size: tuple[int, int]) -> nn.Module:
@@ -73,7 +78,7 @@ def _build_timm(name: str, size: tuple[int, int]) -> nn.Module:
 
 
 def _build_config(name: str, part: str) -> nn.Module:
-    cfg = cli.load_config(_config_path(name) if '::' in name else name)
+    cfg = cli.load_config(config_path(name) if '::' in name else name)
     wanted = dict(backbone=['backbone'], neck=['backbone', 'neck'], model=[])[part]
     missing = [key for key in wanted if cfg.model.get(key) is None]
     if missing:
@@ -84,11 +89,11 @@ def _build_config(name: str, part: str) -> nn.Module:
     if part == 'neck':
         network = Sequential(parts)
     if not any(parameter.is_meta for parameter in network.parameters()):
-        _initialise(network)
+        initialise(network)
     return revert_sync_batchnorm(network)
 
 
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """Random weights as in training: some parameters (DINO's ``level_embed``) hold what the memory held until then."""
     for module in network.modules():
         init_cfg = getattr(module, 'init_cfg', None)
@@ -100,7 +105,8 @@ def _initialise(network: nn.Module) -> None:
         network.init_weights()
 
 
-def _config_path(name: str) -> str:
+def config_path(name: str) -> str:
+    """Where the config of a toolbox is, by a name such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``."""
     scope, _, path = name.partition('::')
     if scope not in cli.TOOLBOXES:
         raise UserError(f'{name!r} names no toolbox; give one of {sorted(cli.TOOLBOXES)} before `::`')

@@ -1,0 +1,57 @@
+from mmvisattn.models.backbones import FCViT
+from mmvisattn.testing.fcvit import global_context
+from mmvisattn.visualization import Recorder, effective_receptive_field
+from mmvisattn.visualization.receptive_field import side_of_mass
+from mmvisattn.visualization.recorder import context_similarity
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ARCH = dict(embed_dims=(16, 32, 32, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
+
+
+def test_recorded_similarity_is_that_of_the_formula_and_the_outputs_stay():
+    torch.manual_seed(0)
+    network = FCViT(ARCH).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        before = network(x)
+        with Recorder(network) as recorder:
+            after = network(x)
+        assert all(torch.equal(a, b) for a, b in zip(before, after))
+        (look,) = recorder.take()
+        network(x)
+    assert not recorder.looks  # the hooks are gone
+    assert torch.equal(look.image, x[0])
+    similarity = look.of_kind('similarity')
+    assert len(similarity) == 4 * 2 * 8
+    assert similarity[0].layer == 'stage 1, block 1, context 1' and similarity[0].values.shape == (16, 24)
+    assert similarity[0].cell == (4, 4) and similarity[-1].cell == (32, 32)
+
+
+def test_similarity_times_value_is_the_global_context():
+    torch.manual_seed(0)
+    module = FCViT(ARCH).network[0][0].token_mixer.gc1
+    nn.init.normal_(module.rescale_weight)
+    nn.init.normal_(module.rescale_bias)
+    x = torch.randn(2, 16, 5, 7)
+    with torch.no_grad():
+        weights = context_similarity(module, x)  # (2, 8, 5, 7)
+        value = module.bottleneck(x.mean((2, 3))).view(2, 8, 2, 1, 1)
+        torch.testing.assert_close((weights[:, :, None] * value).flatten(1, 2), global_context(module, x))
+
+
+def test_receptive_field_of_a_convolution_is_its_kernel():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    field = effective_receptive_field(conv, torch.randn(1, 9, 9), position=(4, 6))
+    kernel = conv.weight[0, 0].detach().abs()
+    expected = F.pad(kernel, (5, 1, 3, 3))
+    torch.testing.assert_close(field / field.sum(), expected / expected.sum())
+
+
+def test_side_of_mass():
+    field = torch.zeros(9, 9)
+    field[4, 4], field[4, 6] = 2, 1
+    assert [side_of_mass(field, share) for share in (0.5, 0.7, 1)] == [1, 5, 5]
