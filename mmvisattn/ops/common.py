@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import symbolic_shapes
 from torch.torch_version import TorchVersion
 
 # Before, `torch.compiler.is_exporting` was true to dynamo whatever it compiled for.
@@ -36,6 +37,13 @@ def is_exported() -> bool:
     if not EXPORT_IS_TOLD and torch.compiler.is_dynamo_compiling():
         exporting = False
     return torch.jit.is_tracing() or exporting
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether an exported graph is to leave a size open (``dynamic_shapes``)."""
+    if torch.jit.is_tracing() or not is_exported():
+        return False
+    return isinstance(size, torch.SymInt) or not symbolic_shapes.has_static_value(size)
 
 
 def is_traced() -> bool:

@@ -83,7 +83,6 @@ class PatchSequence(nn.Module):
                 f'`pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of pretraining, a '
                 f'multiple of {PATCH_SIZE}: 224 for the small and base, 384 for the large networks'
             )
-        self.pixels = pretrain_size if token_order == 'window' else PATCH_SIZE
         self.window = pretrain_size // PATCH_SIZE if token_order == 'window' else None
         self.projection = nn.Conv2d(in_channels, embed_dims, PATCH_SIZE, PATCH_SIZE)
 
@@ -97,5 +96,7 @@ class PatchSequence(nn.Module):
         """(B, in_channels, H, W) → (B, L, C)."""
         height, width = image.shape[-2:]
         size, window = self.layout(image)
-        x = self.projection(F.pad(image, (0, -width % self.pixels, 0, -height % self.pixels)))
+        # Whole windows, in terms of their number: a graph of any size has to see that they are whole.
+        down, across = (-(-n // m) * m * PATCH_SIZE for n, m in zip(size, window))
+        x = self.projection(F.pad(image, (0, across - width, 0, down - height)))
         return to_sequence(x, size, window)
