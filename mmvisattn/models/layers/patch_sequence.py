@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .padding import divide_up
 
 PATCH_SIZE = 16
 TOKEN_ORDERS = ('window', 'raster')
@@ -12,7 +13,7 @@ TOKEN_ORDERS = ('window', 'raster')
 def window_grid(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, int]:
     """Number of windows down and across, and of tokens up to the last valid one, in window order."""
     (height, width), (wh, ww) = size, window
-    rows, cols = -(-height // wh), -(-width // ww)
+    rows, cols = (height + wh - 1) // wh, (width + ww - 1) // ww  # ONNX rounds quotients below zero up
     last_row, last_col = height - (rows - 1) * wh, width - (cols - 1) * ww
     return rows, cols, (rows * cols - 1) * wh * ww + (last_row - 1) * ww + last_col
 
@@ -89,7 +90,7 @@ class PatchSequence(nn.Module):
     def layout(self, image: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width in patches, rounded up, of an image (…, H, W) and of the windows it is cut in."""
         height, width = image.shape[-2:]
-        size = (-(-height // PATCH_SIZE), -(-width // PATCH_SIZE))
+        size = divide_up((height, width), PATCH_SIZE)
         return size, (self.window, self.window) if self.window else size
 
     def forward(self, image: Tensor) -> Tensor:
@@ -97,6 +98,6 @@ class PatchSequence(nn.Module):
         height, width = image.shape[-2:]
         size, window = self.layout(image)
         # Whole windows, in terms of their number: a graph of any size has to see that they are whole.
-        down, across = (-(-n // m) * m * PATCH_SIZE for n, m in zip(size, window))
+        down, across = ((n + m - 1) // m * m * PATCH_SIZE for n, m in zip(size, window))
         x = self.projection(F.pad(image, (0, across - width, 0, down - height)))
         return to_sequence(x, size, window)
