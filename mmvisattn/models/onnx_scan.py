@@ -1,11 +1,11 @@
-"""The selective scan in ONNX: its standard operator ``Scan``, which runs where there is neither torch nor a compiler."""
+"""The selective scan as the standard operator ``Scan`` of ONNX, which needs neither torch nor a compiler to run."""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 import mmvisattn.ops.selective_scan  # noqa: F401  registers the operator
+
+import torch
 
 from ..errors import UserError
 
