@@ -6,6 +6,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import math
 import re
@@ -52,7 +53,7 @@ def record(
 
     Args:
         network (nn.Module): Takes images (B, channels, H, W), and returns a tensor or a tuple of tensors.
-        images (Tensor): An example, of an admissible size.
+        images (Tensor): An example, of an admissible size; where that is open, channels and type count.
         open_size (bool): Leave height and width open. Defaults to True.
         open_batch (bool): Leave the number of images open. Defaults to True.
         step (int, optional): What open heights and widths are multiples of. Defaults to what the network needs.
@@ -76,6 +77,7 @@ def record(
                 f'the example is of {images.shape[2]}×{images.shape[3]} pixels (H×W); give sides from {smallest} to '
                 f'{largest} that are multiples of {step}'
             )
+        images = images.new_zeros(*images.shape[:2], *_unlike_sides(images.shape[2:], step, smallest, largest))
         for axis, name in ((2, 'height'), (3, 'width')):
             dims[axis] = _multiple(name, step, smallest, largest)
     options = {}
@@ -90,6 +92,14 @@ def record(
         program = torch.export.export(network.eval(), (images.clone(),), dynamic_shapes=(dims or None,), **options)
     _drop_checks_of_one(program)
     return program
+
+
+def _unlike_sides(given: Sequence[int], step: int, smallest: int, largest: int) -> Sequence[int]:
+    """Sides of an example that have nothing in common by chance, which would be taken for a rule; or the given ones."""
+    counts = range(-(-smallest // step), largest // step + 1)
+    primes = (n for n in counts if n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)))
+    sides = [step * n for n in itertools.islice(primes, 2)]
+    return sides if len(sides) == 2 else given
 
 
 def _multiple(name: str, step: int, smallest: int, largest: int) -> Any:

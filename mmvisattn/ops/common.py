@@ -41,9 +41,12 @@ def is_exported() -> bool:
 
 def is_open(size: int | torch.SymInt) -> bool:
     """Whether an exported graph is to leave a size open (``dynamic_shapes``)."""
-    if torch.jit.is_tracing() or not is_exported():
-        return False
-    return isinstance(size, torch.SymInt) or not symbolic_shapes.has_static_value(size)
+    return is_exported() and is_open_in_graph(size)
+
+
+def is_open_in_graph(size: int | torch.SymInt) -> bool:
+    """Whether the graph that is being recorded, for an export or by the compiler, leaves a size open."""
+    return is_traced() and not torch.jit.is_tracing() and not symbolic_shapes.has_static_value(size)
 
 
 def is_traced() -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import at_least_float32, is_open, no_autocast
+from .common import at_least_float32, is_open, is_traced, no_autocast
 from .decay import decay_factors, decay_factors_fit
 
 # Tokens that are computed together: within a chunk pairwise, between chunks through a state.
@@ -32,8 +32,7 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
     """
     with no_autocast(q.device):
         length = q.shape[-2]
-        open_length = is_open(length)
-        chunk = chunk if open_length else min(chunk, length)
+        chunk = chunk if is_open(length) else min(chunk, length)
         q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
         over_chunk = (rate.view(-1, 1, 1) * chunk).exp()  # what is left after a chunk
         # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
@@ -51,7 +50,7 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
             added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v
             q = q * (rate * (position + 1)).exp()
 
-        if open_length:
+        if is_traced():  # a loop would bind the graph to the number of chunks
             states = _states_by_product(over_chunk * added if factored else added, over_chunk)
             out = out + q @ states
             return out.flatten(2, 3)[:, :, :length]
@@ -71,7 +70,7 @@ def _split(x: Tensor, chunk: int) -> Tensor:
 
 
 def _states_by_product(added: Tensor, over_chunk: Tensor) -> Tensor:
-    """The states before each chunk as one product over chunks, for graphs that do not know how many there are.
+    """The states before each chunk as one product over chunks, for graphs that are to serve any number of them.
 
     Args:
         added (Tensor): What each chunk adds to the state, (B, heads, chunks, d, d).
