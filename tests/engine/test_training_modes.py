@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 
 from ..models.networks import BACKBONES, build
@@ -230,3 +230,46 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=f'{network.__name__}: {name}')
         assert any((one[name] - value).abs().max() > 1e-3 for name, value in start.items())
+
+
+def shard_and_train(rank: int, port: str, folder: str) -> None:
+    """Two steps with each parameter cut into a part for each process, by mmengine's strategy."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    # Left to itself, mmengine takes the GPU of the number of the process.
+    wrapper = dict(device_id=torch.device('cpu'), use_orig_params=True)
+    FlexibleRunner(
+        model=Dense(build(DefocusMamba)),
+        work_dir=folder,
+        launcher='pytorch',
+        strategy=dict(type='FSDPStrategy', model_wrapper=wrapper, state_dict_cfg='full'),
+        train_dataloader=dict(
+            dataset=[dict(inputs=image) for image in IMAGES],
+            sampler=dict(type='InfiniteSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            batch_size=2,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=2),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
+        default_scope='mmengine',
+        log_level='ERROR',
+    ).train()
+    dist.destroy_process_group()
+
+
+def test_sharded_training_is_saved_whole_and_resumed_by_one_process(tmp_path):
+    mp.spawn(shard_and_train, (free_port(), str(tmp_path / 'sharded')), nprocs=2)
+    wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
+    one = train(tmp_path / 'one', build(DefocusMamba), 2, 4, wrapper)
+    saved = torch.load(tmp_path / 'sharded/iter_2.pth', weights_only=False)['state_dict']
+    for name, value in one.items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    on = [
+        train(tmp_path / folder, build(DefocusMamba), 3, 4, wrapper, resume=True, randomness=dict(seed=0))
+        for folder in ('one', 'sharded')
+    ]
+    for name, value in on[0].items():
+        torch.testing.assert_close(on[1][name], value, rtol=1e-3, atol=1e-5, msg=name)

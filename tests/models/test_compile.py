@@ -42,6 +42,7 @@ def test_one_graph_and_no_second_compilation(network):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @all_networks
 def test_compilations_for_many_sizes_are_few(network):
     net, counter = build(network), CompileCounter()
@@ -50,7 +51,6 @@ def test_compilations_for_many_sizes_are_few(network):
         for size in SIZES:
             x = inputs(network, size)
             torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
-    print(network.__name__, counter.frame_count)
     assert counter.frame_count <= 3
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.models.networks import BACKBONES, build
 
+FAST = (FCViT, DefocusMamba)  # graphs of any size take torch a minute or two for the others
 NETWORKS = [DefocusMamba, DefocusViT, DefocusRetNet, FlexViT]
 OPEN_BATCH = ({0: torch.export.Dim('batch', min=1, max=16)},)
 SIZES = [(1, 192, 256), (2, 256, 192), (3, 320, 256)]  # 12, 12 and 20 cells of FlexViT, 3 chosen of 12 and 5 of 20
@@ -42,7 +43,11 @@ def with_neck(network):
     return build(network) if network is FCViT else nn.Sequential(build(network), build(SimpleFPN, num_outs=4))
 
 
-@pytest.mark.parametrize('network', BACKBONES, ids=lambda network: network.__name__)
+@pytest.mark.parametrize(
+    'network',
+    [pytest.param(network, marks=[] if network in FAST else pytest.mark.slow) for network in BACKBONES],
+    ids=lambda network: network.__name__,
+)
 def test_any_size_with_torch_and_with_onnxruntime_alone(network, tmp_path):
     pytest.importorskip('onnxruntime')
     model = with_neck(network)
@@ -65,6 +70,7 @@ def test_any_size_with_torch_and_with_onnxruntime_alone(network, tmp_path):
             torch.testing.assert_close(torch.from_numpy(foreign), own, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_flexattention_neck_of_a_size(tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     model = nn.Sequential(build(DefocusRetNet, depth=1), build(SimpleFPN, num_outs=4), build(FlexAttentionNeck))
