@@ -23,6 +23,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from mmvisattn.errors import UserError
 from mmvisattn.models.export import MAX_BATCH, record, size_step, write_onnx
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
@@ -99,6 +101,7 @@ class Segmentor(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
+        keep_sizes_open(network)
 
     def names(self, outputs: Sequence[Tensor]) -> list[str]:
         """A name for each output."""
@@ -112,6 +115,23 @@ class Segmentor(nn.Module):
         if scores.shape[1] == 1:
             return scores, (scores.sigmoid() > self.network.decode_head.threshold).squeeze(1).long()
         return scores, scores.argmax(1)
+
+
+def keep_sizes_open(network: nn.Module) -> None:
+    """Let mmseg's upsampling take its size without ``int``, which would bind a graph to the size of the example."""
+    from mmseg.models.utils import Upsample
+
+    for module in network.modules():
+        if isinstance(module, Upsample) and not module.size and isinstance(module.scale_factor, float):
+            if module.scale_factor.is_integer():
+                module.scale_factor = int(module.scale_factor)
+                module.forward = partial(upsample, module)
+
+
+def upsample(module: Any, x: Tensor) -> Tensor:
+    """What mmseg's ``Upsample`` computes, for a whole factor."""
+    size = [n * module.scale_factor for n in x.shape[2:]]
+    return F.interpolate(x, size, mode=module.mode, align_corners=module.align_corners)
 
 
 class Detector(nn.Module):

@@ -25,6 +25,7 @@ from ..ops.common import is_exported, is_open
 __all__ = ['is_exported', 'is_exported_to_onnx', 'is_open', 'record', 'size_step', 'write_onnx']
 
 MAX_BATCH = 1024
+LARGE = 512  # pixels a side, of an example
 # Conditions become checks of the graph in place of limits to the sizes that it takes.
 DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
 
@@ -96,7 +97,8 @@ def record(
 
 def _unlike_sides(given: Sequence[int], step: int, smallest: int, largest: int) -> Sequence[int]:
     """Sides of an example that have nothing in common by chance, which would be taken for a rule; or the given ones."""
-    counts = range(-(-smallest // step), largest // step + 1)
+    # And none so small that the coarsest levels of a pyramid have one row.
+    counts = range(-(-max(smallest, min(LARGE, largest // 2)) // step), largest // step + 1)
     primes = (n for n in counts if n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)))
     sides = [step * n for n in itertools.islice(primes, 2)]
     return sides if len(sides) == 2 else given
