@@ -341,7 +341,7 @@ def check(args: argparse.Namespace, exported: nn.Module, kind: str, channels: in
             way = (
                 ''
                 if args.fixed_size
-                else '; a part of it keeps the size of the example: set --fixed-size or another --part'
+                else '; a part of it keeps to some sizes: set --fixed-size, a larger --min-size or another --part'
             )
             raise UserError(f'the graph does not compute what the network does, and is removed again{way}')
 

@@ -81,7 +81,7 @@ def record(
         images = images.new_zeros(*images.shape[:2], *_unlike_sides(images.shape[2:], step, smallest, largest))
         for axis, name in ((2, 'height'), (3, 'width')):
             dims[axis] = _multiple(name, step, smallest, largest)
-    options = {}
+    options: dict[str, Any] = {}
     if DEFERRED in inspect.signature(torch.export.export).parameters:
         options[DEFERRED] = True
     elif open_size:

@@ -34,7 +34,9 @@ def selective_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, backend: str, sav
         UserError: If the network is in another type than float32.
     """
     import onnx_ir as ir
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types know no graph that is being built
 
     types = {x.dtype for x in (u, delta, A, B, C)}
     if types != {ir.DataType.FLOAT}:

@@ -51,8 +51,7 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, chunk: in
             q = q * (rate * (position + 1)).exp()
 
         if is_traced():  # a loop would bind the graph to the number of chunks
-            states = _states_by_product(over_chunk * added if factored else added, over_chunk)
-            out = out + q @ states
+            out = out + q @ _states_by_product(over_chunk * added if factored else added, over_chunk)
             return out.flatten(2, 3)[:, :, :length]
         state, states = torch.zeros_like(added[:, :, 0]), []
         for part in added.unbind(2):

@@ -189,7 +189,7 @@ class TokenSelector(nn.Module):
             return self._count_open(num_cells, least)
         return max(round(self.ratio * num_cells), least)
 
-    def _count_open(self, num_cells: int, least: int) -> int:
+    def _count_open(self, num_cells: int, least: int) -> Any:
         """The same in whole numbers, which graphs of any size can have: rounded, and halves to the even number."""
         share = Fraction(self.ratio).limit_denominator(10**6)
         double = 2 * share.denominator
