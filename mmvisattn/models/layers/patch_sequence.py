@@ -32,7 +32,7 @@ def to_sequence(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Te
     B, C = x.shape[:2]
     rows, cols, length = window_grid(size, window)
     x = x.reshape(B, C, rows, window[0], cols, window[1]).permute(0, 2, 4, 3, 5, 1)  # (B, rows, cols, wh, ww, C)
-    return x.reshape(B, -1, C)[:, :length]
+    return x.flatten(1, 4)[:, :length]
 
 
 def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
