@@ -88,7 +88,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         Raises:
             UserError: If an index is out of range or given twice.
         """
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        given = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
         whole = all(isinstance(i, int) for i in given)
         indices = tuple(i + num_outputs if i < 0 else i for i in given) if whole else ()
         if not indices or any(not 0 <= i < num_outputs for i in indices) or sorted(set(indices)) != list(indices):
