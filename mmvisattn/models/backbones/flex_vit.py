@@ -141,7 +141,7 @@ class FlexViT(BaseBackbone):
         self.low_only = 0 not in self.out_indices
         if self.low_only and num_glance_layers < depth:
             raise UserError(
-                f'FlexViT: `out_indices` is {tuple(out_indices)}; the low-resolution map alone is for a plain ViT: set '
+                f'FlexViT: `out_indices` is {self.out_indices}; the low-resolution map alone is for a plain ViT: set '
                 f'`num_glance_layers={depth}` as well, or have the fused map too, `out_indices=(0, 1)`'
             )
         self.cell_size = cell_size
