@@ -250,13 +250,17 @@ def check_option_keys(cfg: Config, options: dict) -> None:
         UserError: With the nearest key.
     """
     for key in options:
-        node, path = cfg.to_dict(), ''
-        for part in key.split('.'):
+        node, path, parts = cfg.to_dict(), '', key.split('.')
+        for number, part in enumerate(parts, 1):
             where = f'`{path}`' if path else 'the config'
             if isinstance(node, list | tuple):
                 if not part.isdigit() or int(part) >= len(node):
                     raise UserError(
                         f'--cfg-options {key}: {where} is a list; name an element by its number, 0 to {len(node) - 1}'
+                    )
+                if number == len(parts):  # which mmengine cannot do
+                    raise UserError(
+                        f'--cfg-options {key}: {where} is a list; set it as a whole, or a key in its element'
                     )
                 node = node[int(part)]
             elif not isinstance(node, dict):

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import symbolic_shapes
 from torch.torch_version import TorchVersion
 
 # Before, `torch.compiler.is_exporting` was true to dynamo whatever it compiled for.
@@ -36,6 +37,16 @@ def is_exported() -> bool:
     if not EXPORT_IS_TOLD and torch.compiler.is_dynamo_compiling():
         exporting = False
     return torch.jit.is_tracing() or exporting
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether an exported graph is to leave a size open (``dynamic_shapes``)."""
+    return is_exported() and is_open_in_graph(size)
+
+
+def is_open_in_graph(size: int | torch.SymInt) -> bool:
+    """Whether the graph that is being recorded, for an export or by the compiler, leaves a size open."""
+    return is_traced() and not torch.jit.is_tracing() and not symbolic_shapes.has_static_value(size)
 
 
 def is_traced() -> bool:

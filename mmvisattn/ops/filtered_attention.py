@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .common import is_exported
+from .common import is_exported, is_open_in_graph
 from .decay import decay_factors, decay_factors_fit
 
 # Queries that are computed together. A block holds this many rows of the attention map, the whole never exists.
@@ -53,8 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, start: int, cau
     Returns:
         Tensor: (B, heads, Q, d).
     """
-    positions = torch.arange(max(k.shape[-2], start + q.shape[-2]), device=q.device)
-    distance = positions[start : start + q.shape[-2], None] - positions[: k.shape[-2]]  # (Q, S)
+    own, others = (torch.arange(x.shape[-2], device=q.device) for x in (q, k))
+    distance = (own + start).unsqueeze(-1) - others  # (Q, S)
     logits = q @ k.mT
     if rate is not None:
         logits = logits * (rate.view(-1, 1, 1) * distance.abs()).exp()
@@ -83,9 +83,12 @@ def blockwise_attention(
         Tensor: (B, heads, L, d).
     """
     length = q.shape[-2]
+    if is_open_in_graph(length):  # the number of blocks follows from the size, and a graph has one number
+        bounds = [(0, length)]
+    else:
+        bounds = [(start, min(start + block, length)) for start in range(0, length, block)]
     outs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
+    for start, stop in bounds:
         seen = stop if causal else length
         args = (q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], rate, start, causal)
         recompute = torch.is_grad_enabled() and not is_exported()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import at_least_float32, no_autocast
+from .common import at_least_float32, is_open, is_traced, no_autocast
 from .decay import decay_factors, decay_factors_fit
 
 # Tokens that are computed together: within a chunk pairwise, between chunks through a state.
@@ -33,7 +33,7 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, ch
     with no_autocast(q.device):
         rate = at_least_float32(q).new_zeros(q.shape[1]) if rate is None else rate
         length = q.shape[-2]
-        chunk = min(chunk, length)
+        chunk = chunk if is_open(length) else min(chunk, length)
         q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
         over_chunk = (rate.view(-1, 1, 1) * chunk).exp()  # what is left after a chunk
         # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
@@ -51,6 +51,9 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, ch
             added = (k * (rate * (chunk - 1 - position)).exp()).mT @ v
             q = q * (rate * (position + 1)).exp()
 
+        if is_traced():  # a loop would bind the graph to the number of chunks
+            out = out + q @ _states_by_product(over_chunk * added if factored else added, over_chunk)
+            return out.flatten(2, 3)[:, :, :length]
         state, states = torch.zeros_like(added[:, :, 0]), []
         for part in added.unbind(2):
             states.append(state)
@@ -63,4 +66,20 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, ch
 
 def _split(x: Tensor, chunk: int) -> Tensor:
     padding = -x.shape[-2] % chunk
-    return (F.pad(x, (0, 0, 0, padding)) if padding else x).unflatten(-2, (-1, chunk))
+    return (F.pad(x, (0, 0, 0, padding)) if is_open(padding) or padding else x).unflatten(-2, (-1, chunk))
+
+
+def _states_by_product(added: Tensor, over_chunk: Tensor) -> Tensor:
+    """The states before each chunk as one product over chunks, for graphs that are to serve any number of them.
+
+    Args:
+        added (Tensor): What each chunk adds to the state, (B, heads, chunks, d, d).
+        over_chunk (Tensor): What is left of a state after a chunk, (heads, 1, 1).
+
+    Returns:
+        Tensor: (B, heads, chunks, d, d).
+    """
+    number = torch.arange(added.shape[2], device=added.device)
+    between = number.unsqueeze(-1) - 1 - number  # chunks from one to the other, (chunks, chunks)
+    left = over_chunk ** between.clamp(min=0) * (between >= 0)  # (heads, chunks, chunks)
+    return (left @ added.flatten(3)).unflatten(3, added.shape[3:])

@@ -16,7 +16,6 @@ from ...checkpoint import load_pretrained
 from ...errors import UserError, nearest
 from ...registry import type_name
 from ..checks import check_numbers
-from ..export import is_open
 from ..layers import checkpointing
 
 
@@ -40,8 +39,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     arch_arguments: tuple[str, ...] = ()
     # The first weight that meets the image, (C, in_channels, side, side).
     patch_weight = 'patch_embed.proj.weight'
-    # What of the network follows from height and width, so that an exported graph is for one size; None for nothing.
-    bound_to_size: str | None = None
+    # What heights and widths are to be multiples of in an exported graph that leaves them open.
+    size_step: int = 1
     init_cfg: dict | list[dict] | None
 
     def __init__(
@@ -89,7 +88,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         Raises:
             UserError: If an index is out of range or given twice.
         """
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        given = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
         whole = all(isinstance(i, int) for i in given)
         indices = tuple(i + num_outputs if i < 0 else i for i in given) if whole else ()
         if not indices or any(not 0 <= i < num_outputs for i in indices) or sorted(set(indices)) != list(indices):
@@ -118,18 +117,12 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         """Refuse what is not a batch of images with ``in_channels`` channels and at least ``min_size`` pixels a side.
 
         Raises:
-            UserError: If the shape is not (B, in_channels, H, W), the image is too small, or the network is exported
-                with open height and width though it is bound to them.
+            UserError: If the shape is not (B, in_channels, H, W), or the image is too small.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise UserError(
                 f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W); it was given '
                 f'{tuple(x.shape)}; set `in_channels` to the channels of the images'
-            )
-        if self.bound_to_size and any(is_open(n) for n in x.shape[-2:]):
-            raise UserError(
-                f'{type(self).__name__} cannot be exported with open height and width, from which {self.bound_to_size} '
-                'follow; leave them out of `dynamic_shapes`, where the batch may stay, and export a graph for each size'
             )
         if min(x.shape[-2:]) < min_size:
             raise UserError(

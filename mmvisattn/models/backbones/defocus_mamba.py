@@ -246,12 +246,11 @@ class DefocusMamba(SequenceBackbone):
         """Compute the maps, see :class:`SequenceBackbone`.
 
         Raises:
-            UserError: If the network is exported to ONNX.
+            UserError: If the network is exported to ONNX by torch's function alone.
         """
         if is_exported_to_onnx():
             raise UserError(
-                'DefocusMamba cannot be exported to ONNX, which has no operator for the selective scan '
-                '(`mmvisattn::selective_scan`); export it with `torch.export.export`, and import mmvisattn where the '
-                'graph is run'
+                'torch.onnx.export does not know the selective scan (`mmvisattn::selective_scan`) of DefocusMamba; '
+                'use tools/export.py, or `record` and `write_onnx` of mmvisattn.models.export'
             )
         return super().forward(x)

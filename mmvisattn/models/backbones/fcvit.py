@@ -247,6 +247,7 @@ class FCViT(BaseBackbone):
         self.check_frozen_stages(frozen_stages, len(depths))
         self.with_cp = with_cp
         self.depths = depths[: self.out_indices[-1] + 1]
+        self.size_step = 2 ** (self.out_indices[-1] + 2)
 
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0], kernel_size=7, stride=4)

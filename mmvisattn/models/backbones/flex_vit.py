@@ -79,7 +79,6 @@ class FlexViT(BaseBackbone):
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
-    bound_to_size = 'the cells of the map and the number of those that are selected (`topk`)'
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
@@ -142,10 +141,11 @@ class FlexViT(BaseBackbone):
         self.low_only = 0 not in self.out_indices
         if self.low_only and num_glance_layers < depth:
             raise UserError(
-                f'FlexViT: `out_indices` is {tuple(out_indices)}; the low-resolution map alone is for a plain ViT: set '
+                f'FlexViT: `out_indices` is {self.out_indices}; the low-resolution map alone is for a plain ViT: set '
                 f'`num_glance_layers={depth}` as well, or have the fused map too, `out_indices=(0, 1)`'
             )
         self.cell_size = cell_size
+        self.size_step = patch_size * zoom * cell_size
         self.with_cp = with_cp
 
         self.patch_embed = PatchEmbed(
@@ -290,7 +290,8 @@ class FlexViT(BaseBackbone):
         Returns:
             Tensor | None: Rows and columns of cells of each image, (B, 2), or None where all cells have a part in it.
         """
-        shown = -(-content_size(x) // (self.patch_size * self.zoom * self.cell_size))
+        side = self.patch_size * self.zoom * self.cell_size
+        shown = (content_size(x) + side - 1) // side
         # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
         if not is_traced() and x.device.type != 'meta' and (shown == shown.new_tensor(cell_grid)).all():
             return None

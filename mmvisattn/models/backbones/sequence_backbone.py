@@ -9,7 +9,7 @@ from ...checkpoint.loading import strip_prefix
 from ..checks import check_numbers
 from ..layers import PatchSequence
 from ..layers.join_outputs import join_outputs
-from ..layers.patch_sequence import to_map
+from ..layers.patch_sequence import PATCH_SIZE, to_map
 from .base_backbone import BaseBackbone, run_blocks
 
 
@@ -33,7 +33,7 @@ class SequenceBackbone(BaseBackbone):
     """
 
     patch_weight = 'patch_embed.projection.weight'
-    bound_to_size = 'the order of the tokens (`PatchSequence`) and the number of blocks that they are computed in'
+    size_step = PATCH_SIZE
 
     def __init__(
         self,

@@ -25,7 +25,8 @@ class Tiling:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of cells."""
-        return -(-self.size[0] // self.cell[0]), -(-self.size[1] // self.cell[1])
+        rows, columns = ((size + cell - 1) // cell for size, cell in zip(self.size, self.cell))
+        return rows, columns
 
     def locate(self, selection: Selection) -> tuple[Tensor, Tensor | None]:
         """The tokens of the chosen cells.
@@ -41,8 +42,10 @@ class Tiling:
         device = selection.indices.device
         (height, width), columns = self.cell, self.shape[1]
         inner = torch.arange(height * width, device=device)
-        rows = (selection.indices // columns * height).unsqueeze(-1) + inner // width  # (B, K, t)
-        cols = (selection.indices % columns * width).unsqueeze(-1) + inner % width
+        row = selection.indices // columns
+        column = selection.indices - row * columns  # a remainder by an open size is none of ONNX
+        rows = (row * height).unsqueeze(-1) + inner // width  # (B, K, t)
+        cols = (column * width).unsqueeze(-1) + inner % width
         keep = None if selection.keep is None else selection.keep.unsqueeze(-1).expand_as(rows)
         if any(size % cell for size, cell in zip(self.size, self.cell)):
             inside = (rows < self.size[0]) & (cols < self.size[1])

@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def divide_up(size: Sequence[int], by: int) -> tuple[int, int]:
-    """Height and width divided and rounded up."""
-    return -(-size[0] // by), -(-size[1] // by)
+    """Height and width divided and rounded up.
+
+    Without the usual double negation, since ONNX rounds quotients below zero up.
+    """
+    return (size[0] + by - 1) // by, (size[1] + by - 1) // by
 
 
 def content_size(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .padding import divide_up
 
 PATCH_SIZE = 16
 TOKEN_ORDERS = ('window', 'raster')
@@ -12,7 +13,7 @@ TOKEN_ORDERS = ('window', 'raster')
 def window_grid(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, int]:
     """Number of windows down and across, and of tokens up to the last valid one, in window order."""
     (height, width), (wh, ww) = size, window
-    rows, cols = -(-height // wh), -(-width // ww)
+    rows, cols = (height + wh - 1) // wh, (width + ww - 1) // ww  # ONNX rounds quotients below zero up
     last_row, last_col = height - (rows - 1) * wh, width - (cols - 1) * ww
     return rows, cols, (rows * cols - 1) * wh * ww + (last_row - 1) * ww + last_col
 
@@ -31,7 +32,7 @@ def to_sequence(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Te
     B, C = x.shape[:2]
     rows, cols, length = window_grid(size, window)
     x = x.reshape(B, C, rows, window[0], cols, window[1]).permute(0, 2, 4, 3, 5, 1)  # (B, rows, cols, wh, ww, C)
-    return x.reshape(B, -1, C)[:, :length]
+    return x.flatten(1, 4)[:, :length]
 
 
 def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
@@ -83,19 +84,20 @@ class PatchSequence(nn.Module):
                 f'`pretrain_size` is {pretrain_size}; set it to the side in pixels of the images of pretraining, a '
                 f'multiple of {PATCH_SIZE}: 224 for the small and base, 384 for the large networks'
             )
-        self.pixels = pretrain_size if token_order == 'window' else PATCH_SIZE
         self.window = pretrain_size // PATCH_SIZE if token_order == 'window' else None
         self.projection = nn.Conv2d(in_channels, embed_dims, PATCH_SIZE, PATCH_SIZE)
 
     def layout(self, image: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width in patches, rounded up, of an image (…, H, W) and of the windows it is cut in."""
         height, width = image.shape[-2:]
-        size = (-(-height // PATCH_SIZE), -(-width // PATCH_SIZE))
+        size = divide_up((height, width), PATCH_SIZE)
         return size, (self.window, self.window) if self.window else size
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, L, C)."""
         height, width = image.shape[-2:]
         size, window = self.layout(image)
-        x = self.projection(F.pad(image, (0, -width % self.pixels, 0, -height % self.pixels)))
+        # Whole windows, in terms of their number: a graph of any size has to see that they are whole.
+        down, across = ((n + m - 1) // m * m * PATCH_SIZE for n, m in zip(size, window))
+        x = self.projection(F.pad(image, (0, across - width, 0, down - height)))
         return to_sequence(x, size, window)

@@ -9,6 +9,7 @@ The paper brings its attention to 0…255, takes what exceeds a threshold, and p
 whole; both are kept. A fixed share of the cells makes shapes static.
 """
 
+from fractions import Fraction
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
-from ...ops.common import at_least_float32, is_exported
+from ...ops.common import at_least_float32, is_exported, is_open
 from ..checks import check_numbers
 
 SELECT_MODES = ('topk', 'threshold')
@@ -184,7 +185,18 @@ class TokenSelector(nn.Module):
         least = int(self.ratio > 0)
         if isinstance(num_cells, Tensor):
             return (self.ratio * num_cells).round().clamp(min=least)
+        if is_open(num_cells):
+            return self._count_open(num_cells, least)
         return max(round(self.ratio * num_cells), least)
+
+    def _count_open(self, num_cells: int, least: int) -> Any:
+        """The same in whole numbers, which graphs of any size can have: rounded, and halves to the even number."""
+        share = Fraction(self.ratio).limit_denominator(10**6)
+        double = 2 * share.denominator
+        doubled = 2 * share.numerator * num_cells + share.denominator
+        nearest, rest = doubled // double, doubled % double
+        count = nearest - (nearest % 2) * (1 - torch.sym_min(rest, 1))
+        return torch.sym_max(count, least)
 
     def _explore(self, scores: Tensor, count: int) -> Tensor:
         """Scores by which the best cells come first, others in random order, and padding last.

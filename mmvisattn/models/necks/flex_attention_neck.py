@@ -13,6 +13,7 @@ from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.cells import Tiling, add_tokens, gather_tokens
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock, axial_angles
+from ..layers.padding import divide_up
 from ..layers.selection import Relevance, TokenSelector, pool_to_cells
 
 
@@ -153,7 +154,7 @@ class FlexAttentionNeck(BaseModule):
 
     def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:
         """Relevance (B, rows, columns) continued to the border of the fine level, where the coarse one was floored."""
-        rows, columns = (-(-high // self.zoom) for high in high_grid)
+        rows, columns = divide_up(high_grid, self.zoom)
         missing = (0, columns - relevance.shape[2], 0, rows - relevance.shape[1])
         return F.pad(relevance[:, None], missing, mode='replicate')[:, 0] if any(missing) else relevance
 
