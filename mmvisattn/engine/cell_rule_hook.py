@@ -33,6 +33,8 @@ class CellRuleHook(Hook):
         UserError: If the rule is unknown, or the backbone is no FlexViT that chooses cells.
     """
 
+    priority = 'HIGHEST'  # before RuntimeInfoHook hands the metrics on to the logs
+
     def __init__(self, rule: str = 'relevance') -> None:
         if rule not in CELL_RULES:
             raise UserError(

@@ -7,6 +7,8 @@ from mmvisattn.models.backbones import FlexViT
 
 import pytest
 import torch
+from mmengine.hooks import RuntimeInfoHook
+from mmengine.runner import get_priority
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
@@ -52,6 +54,10 @@ def test_recall_counts_the_boxes_whose_middle_is_seen():
     x = torch.randn(1, 3, 128, 128)
     boxes = [[0.0, 0.0, 20.0, 4.0], [60.0, 60.0, 66.0, 66.0]]  # in the middle of the picture the second alone
     assert choose('centre', x, boxes)[1] == {'cells/recall': 0.5}
+
+
+def test_the_share_is_in_the_metrics_before_they_are_logged():
+    assert get_priority(CellRuleHook().priority) < get_priority(RuntimeInfoHook().priority)
 
 
 def test_a_plain_vit_meets_nothing():

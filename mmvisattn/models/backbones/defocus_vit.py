@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...ops.filtered_attention import filtered_attention
 from ...registry import MODELS
 from ..layers import BandpassFilter
+from ..layers.patch_sequence import PATCH_SIZE
 from .sequence_transformer import SequenceTransformer
 
 
@@ -119,11 +120,12 @@ class DefocusViT(SequenceTransformer):
         Raises:
             UserError: If the network is not causal and the image would be padded to whole windows.
         """
-        if not self.causal and self.patch_embed.window and any(n % self.patch_embed.pixels for n in x.shape[-2:]):
+        side = PATCH_SIZE * (self.patch_embed.window or 1)
+        if not self.causal and self.patch_embed.window and any(n % side for n in x.shape[-2:]):
             raise UserError(
                 f'DefocusViT: with `causal=False` every token sees the padding to whole windows, and an image of '
                 f"{x.shape[-2]}×{x.shape[-1]} pixels (H×W) would have some; set `token_order='raster'`, or the sides "
-                f'of the images to multiples of `pretrain_size`, {self.patch_embed.pixels}'
+                f'of the images to multiples of `pretrain_size`, {side}'
             )
         return super().forward(x)
 
