@@ -12,22 +12,23 @@ GAP = 4  # between panels
 OPACITY = 0.6  # of a map over a picture
 
 
-def colour(values: np.ndarray) -> np.ndarray:
+def colour(values: np.ndarray, signed: bool = False) -> np.ndarray:
     """Numbers as colours for OpenCV: viridis from the least to the largest, or, of both signs, blue by white to red.
 
     Args:
         values (np.ndarray): Finite numbers of any shape; those of both signs have white at zero.
+        signed (bool): The numbers could be of both signs, so white is zero even if they are not. Defaults to False.
 
     Returns:
         np.ndarray: BGR, uint8, with an axis more.
     """
     values = np.asarray(values, np.float64)
     low, high = float(values.min()), float(values.max())
-    if low < 0 < high:
-        high = max(-low, high)
+    if signed or low < 0 < high:
+        signed, high = True, max(-low, high)
         low = -high
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    colours = matplotlib.colormaps['coolwarm' if low < 0 < high else 'viridis'](scaled)[..., 2::-1]
+    scaled = (values - low) / (high - low) if high > low else np.full_like(values, 0.5 if signed else 0)
+    colours = matplotlib.colormaps['coolwarm' if signed else 'viridis'](scaled)[..., 2::-1]
     return np.round(255 * colours).astype(np.uint8)
 
 
@@ -47,10 +48,10 @@ def enlarge(values: np.ndarray, cell: tuple[float, float], size: tuple[int, int]
     return cv2.remap(values.astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def overlay(picture: np.ndarray, values: np.ndarray, cell: tuple[float, float]) -> np.ndarray:
-    """A map in colours over a greyed picture; the arguments are those of :func:`enlarge` and a picture (H, W, 3)."""
+def overlay(picture: np.ndarray, values: np.ndarray, cell: tuple[float, float], signed: bool = False) -> np.ndarray:
+    """A map in colours over a greyed picture (H, W, 3), see :func:`enlarge` and :func:`colour`."""
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    colours = colour(enlarge(values, cell, picture.shape[:2]))
+    colours = colour(enlarge(values, cell, picture.shape[:2]), signed)
     return np.round(OPACITY * colours + (1 - OPACITY) * grey).astype(np.uint8)
 
 

@@ -45,7 +45,7 @@ HERD = (5, 10)  # fewest things of a kind that is there, and more than the most
 ARCH = dict(embed_dims=64, depth=12, num_heads=2, mlp_ratio=2)
 LAYERS = (3, 6, 9, 11)
 THIRDS = ('first', 'middle', 'last')
-TEST_SEED, TEST_SCENES, MEASURED_SCENES = 10_000, 512, 16
+TEST_SEED, TEST_SCENES, MEASURED_SCENES = 10_000, 1024, 32
 
 
 @dataclass(frozen=True)

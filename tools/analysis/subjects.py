@@ -172,7 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('network', help=networks.NAMES)
     parser.add_argument('images', nargs='*', metavar='IMAGE', help='picture; default: some of the test set of a config')
     parser.add_argument(
-        '--images',
+        '--num-images',
         dest='count',
         type=parse_count,
         default=4,

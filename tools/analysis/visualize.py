@@ -12,7 +12,7 @@ A model that tests crop by crop gets a row for each crop. What is drawn, by ``--
 
 Examples:
     python tools/analysis/visualize.py CONFIG street.jpg --checkpoint CHECKPOINT --out-dir pictures
-    python tools/analysis/visualize.py CONFIG --images 100 --checkpoint CHECKPOINT --show cells
+    python tools/analysis/visualize.py CONFIG --num-images 100 --checkpoint CHECKPOINT --show cells
     python tools/analysis/visualize.py CONFIG street.jpg --checkpoint EARLY.pth LATE.pth --show similarity
     python tools/analysis/visualize.py timm:resnet50 street.jpg --size 224x224 --show features field
 """
@@ -118,7 +118,8 @@ class Artist:
                 panels[-1] = panels[-1][: len(panels[0])]
             for one in maps:
                 if one.layer == layer:
-                    panels.append(caption(fit(overlay(picture, one.values, one.cell), PANEL), one.head))
+                    drawn = overlay(picture, one.values, one.cell, signed=kind == 'similarity')
+                    panels.append(caption(fit(drawn, PANEL), one.head))
             rows.append(join_panels(panels))
         return rows
 
