@@ -251,6 +251,6 @@ class DefocusMamba(SequenceBackbone):
         if is_exported_to_onnx():
             raise UserError(
                 'torch.onnx.export does not know the selective scan (`mmvisattn::selective_scan`) of DefocusMamba; '
-                'use tools/export.py, or `record` and `write_onnx` of mmvisattn.models.export'
+                'use `record` and `write_onnx` of mmvisattn.models.export'
             )
         return super().forward(x)
