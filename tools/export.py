@@ -150,8 +150,8 @@ class Detector(nn.Module):
     def names(self, outputs: Sequence[Tensor]) -> list[str]:
         """A name for each output."""
         maps = self.num_maps if self.two_stage else 0
-        kind, levels = ('rpn', self.num_levels) if self.two_stage else ('head', self.num_levels)
-        heads = [f'{kind}{i // levels}_level{i % levels}' for i in range(len(outputs) - maps)]
+        kind = 'rpn' if self.two_stage else 'head'
+        heads = [f'{kind}{i // self.num_levels}_level{i % self.num_levels}' for i in range(len(outputs) - maps)]
         return [*heads, *(f'map{i}' for i in range(maps))]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -284,8 +284,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build(args: argparse.Namespace) -> nn.Module:
     """The network with its weights; a network without a neck is its own."""
     part, name = args.part, args.name
-    if part == 'neck' and ('/' in name or Path(name).suffix in cli.CONFIG_SUFFIXES):
-        path = networks._config_path(name) if '::' in name else name
+    if part == 'neck' and networks.is_config(name):
+        path = networks.config_path(name) if '::' in name else name
         part = 'neck' if cli.load_config(path).model.get('neck') is not None else 'backbone'
     network = networks.build(name, part, args.size or (512, 512))
     if args.checkpoint:

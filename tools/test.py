@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from copy import deepcopy
 
-from mmvisattn import cli
+from mmvisattn import cli, runs
 from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file(args.checkpoint, 'checkpoint')
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    with cli.no_half_written(cfg.work_dir):
+    with runs.no_half_written(cfg.work_dir):
         cli.use_data(cfg, args, args.checkpoint)
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         save_predictions(cfg, args.out)
     cli.check_data(cfg, 'test_dataloader')
-    with cli.no_half_written(cfg.work_dir, args.show_dir, args.out):
-        runner = cli.build_runner(cfg)
+    with runs.no_half_written(cfg.work_dir, args.show_dir, args.out):
+        runner = runs.build_runner(cfg)
         check_runner(runner, 'test_dataloader')
         runner.test()
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmvisattn import cli
+from mmvisattn import cli, runs
 from mmvisattn.checkpoint.loading import weights_of
 from mmvisattn.datasets.checks import check_runner
 from mmvisattn.errors import UserError
@@ -112,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    cli.make_resumable(cfg)
+    runs.make_resumable(cfg)
     if args.resume:
         cfg.resume = True
-        cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        cfg.load_from = runs.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if cfg.load_from is None:
             print(f'no checkpoint in {cfg.work_dir!r} yet: training begins anew', flush=True)
             cfg.resume = False
@@ -126,10 +126,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg.get('load_from'):
         cli.check_file(cfg.load_from, 'checkpoint')
     loaders = ['train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else [])]
-    with cli.no_half_written(cfg.work_dir), cli.sole_run(cfg.work_dir):
+    with runs.no_half_written(cfg.work_dir), runs.sole_run(cfg.work_dir):
         cli.use_data(cfg, args)
         cli.check_data(cfg, *loaders)
-        runner = cli.build_runner(cfg)
+        runner = runs.build_runner(cfg)
         check_runner(runner, *loaders)
         if args.data:
             runner.logger.info(f'the resolved config: {Path(cfg.work_dir, Path(cfg.filename).name)}')

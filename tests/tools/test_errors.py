@@ -2,7 +2,7 @@
 
 import shutil
 
-from mmvisattn import cli
+from mmvisattn import cli, runs
 from mmvisattn.errors import UserError
 
 import pytest
@@ -259,7 +259,7 @@ def test_what_was_there_before_stays(seg, tmp_path, capsys):
 
 
 def test_checkpoints_stay_when_an_error_comes_later(seg, tmp_path):
-    with pytest.raises(UserError), cli.no_half_written(str(tmp_path / 'work')):
+    with pytest.raises(UserError), runs.no_half_written(str(tmp_path / 'work')):
         (tmp_path / 'work').mkdir()
         (tmp_path / 'work/iter_2.pth').write_bytes(b'weights')
         raise UserError('an image is too small')

@@ -62,3 +62,8 @@ def test_refusals(seg_config, told, tmp_path):
     assert '--fixed-batch 0' in told(seg_config, tmp_path / 'model.onnx', '--fixed-batch', 0)
     assert 'multiples of 32' in told(seg_config, tmp_path / 'model.onnx', '--size', '100x100', '--min-size', 64)
     assert 'does not exist' in told(seg_config, tmp_path / 'model.onnx', '--checkpoint', 'nothing.pth')
+
+
+def test_configs_of_a_toolbox_are_found(told, tmp_path):
+    config = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+    assert 'sides from 64 to 4096' in told(config, tmp_path / 'model.onnx', '--size', '32x32', '--min-size', 64)

@@ -7,7 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from mmvisattn import cli
+from mmvisattn import cli, runs
 from mmvisattn.data_checks import CheckFiles, check_picture, report_annotations
 from mmvisattn.errors import UserError
 
@@ -70,27 +70,27 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(seg, tmp_path):
     newest.write_bytes(newest.read_bytes()[:-100])
     run_tool('train', seg.config, '--work-dir', work_dir, '--resume')
     assert [entry['step'] for entry in read_log(work_dir) if 'loss' in entry] == [5, 6]
-    assert cli.latest_checkpoint(work_dir) == str(newest)  # anew, and whole
+    assert runs.latest_checkpoint(work_dir) == str(newest)  # anew, and whole
 
 
 def test_latest_checkpoint(tmp_path):
-    assert cli.latest_checkpoint(tmp_path) is None
+    assert runs.latest_checkpoint(tmp_path) is None
     for number in (9, 10, 11):
         torch.save({'weight': torch.rand(9)}, tmp_path / f'iter_{number}.pth')
         os.utime(tmp_path / f'iter_{number}.pth', (1000, 1000))  # as after a copy
-    assert cli.latest_checkpoint(tmp_path).endswith('iter_11.pth')
+    assert runs.latest_checkpoint(tmp_path).endswith('iter_11.pth')
     flipped = bytearray((tmp_path / 'iter_11.pth').read_bytes())
     flipped[flipped.index(torch.load(tmp_path / 'iter_11.pth')['weight'].numpy().tobytes())] ^= 1
     (tmp_path / 'iter_11.pth').write_bytes(flipped)
     (tmp_path / 'last_checkpoint').write_text('')  # killed while it was written
-    assert cli.latest_checkpoint(tmp_path).endswith('iter_10.pth')
+    assert runs.latest_checkpoint(tmp_path).endswith('iter_10.pth')
     for number in (9, 10):
         (tmp_path / f'iter_{number}.pth').write_bytes(b'')
     with pytest.raises(
         UserError,
         match=r'no checkpoint in .* is whole: (?=.*iter_10\.pth: it is empty)(?=.*iter_11\.pth: it is damaged)',
     ):
-        cli.latest_checkpoint(tmp_path)
+        runs.latest_checkpoint(tmp_path)
 
 
 # The work directory
@@ -98,9 +98,9 @@ def test_latest_checkpoint(tmp_path):
 
 def test_two_trainings_in_one_work_directory(seg_config, tmp_path, told):
     work_dir = tmp_path / 'work'
-    with cli.sole_run(str(work_dir)):
+    with runs.sole_run(str(work_dir)):
         assert 'another training writes to' in told('train', seg_config, '--work-dir', work_dir)
-    with cli.sole_run(str(work_dir)):
+    with runs.sole_run(str(work_dir)):
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:  # as a worker of the data loader that outlives its training
@@ -108,7 +108,7 @@ def test_two_trainings_in_one_work_directory(seg_config, tmp_path, told):
             signal.pause()
         os.read(reader, 1)
     try:
-        with cli.sole_run(str(work_dir)):
+        with runs.sole_run(str(work_dir)):
             pass
     finally:
         os.kill(pid, signal.SIGKILL)

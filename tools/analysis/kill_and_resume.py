@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
-from mmvisattn import cli
+from mmvisattn import runs
 from mmvisattn.compat import checkpoint
 from mmvisattn.engine.durable_checkpoint_hook import DurableBackend
 from mmvisattn.errors import UserError
@@ -84,7 +84,7 @@ def compare(args: argparse.Namespace, folder: Path) -> bool:
                 break
             kills, failures = kills + 1, failures + (status != -signal.SIGKILL)
             moment = f'{stage} checkpoint {after} of the run' if stage else f'{delay:.1f} s after the start'
-            reached = Path(cli.latest_checkpoint(killed) or 'no checkpoint').stem
+            reached = Path(runs.latest_checkpoint(killed) or 'no checkpoint').stem
             print(f'{kills:4} {"killed" if status == -signal.SIGKILL else f"STATUS {status}"} at: {moment}; {reached}')
         status = wait(run(words))
         same = status == 0 and all(map(same_values, wanted.values(), results(killed).values()))
@@ -150,7 +150,7 @@ _die: Callable = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E73
 
 def results(folder: Path) -> dict:
     """What the last checkpoint has, but for logs and times."""
-    path = cli.latest_checkpoint(folder)
+    path = runs.latest_checkpoint(folder)
     if path is None:
         raise UserError(f'{folder} has no checkpoint')
     content = checkpoint.load(path)

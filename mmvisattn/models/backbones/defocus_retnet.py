@@ -5,8 +5,6 @@ al., 2024), after `Retentive Network <https://arxiv.org/abs/2307.08621>`_ (Sun e
 of this form: it is built from the papers' descriptions.
 """
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,38 +74,6 @@ class DefocusRetNet(SequenceTransformer):
         UserError: If an argument is out of range.
     """
 
-    def __init__(
-        self,
-        arch: str | dict = 'base',
-        token_order: str = 'window',
-        pretrain_size: int = 224,
-        rope_scale: float = 20.0,
-        delta_scale: float = 4.57,
-        decay: bool = True,
-        rotation: bool = True,
-        out_indices: Sequence[int] = (-1,),
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        drop_path_rate: float = 0.0,
-        in_channels: int = 3,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        self.filter = dict(decay=decay, rotation=rotation)  # read by build_mixer
-        super().__init__(
-            arch=arch,
-            token_order=token_order,
-            pretrain_size=pretrain_size,
-            rope_scale=rope_scale,
-            delta_scale=delta_scale,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            with_cp=with_cp,
-            drop_path_rate=drop_path_rate,
-            in_channels=in_channels,
-            init_cfg=init_cfg,
-        )
-
-    def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> Retention:
+    def build_mixer(self, dim: int, num_heads: int, bandpass: BandpassFilter) -> Retention:
         """See :class:`SequenceTransformer`."""
-        bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale, **self.filter)
         return Retention(dim, num_heads, bandpass)

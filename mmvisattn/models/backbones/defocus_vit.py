@@ -99,13 +99,15 @@ class DefocusViT(SequenceTransformer):
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        self.causal, self.filter = causal, dict(decay=decay, rotation=rotation)  # read by build_mixer
+        self.causal = causal  # read by build_mixer
         super().__init__(
             arch=arch,
             token_order=token_order,
             pretrain_size=pretrain_size,
             rope_scale=rope_scale,
             delta_scale=delta_scale,
+            decay=decay,
+            rotation=rotation,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
@@ -129,7 +131,6 @@ class DefocusViT(SequenceTransformer):
             )
         return super().forward(x)
 
-    def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> Attention:
+    def build_mixer(self, dim: int, num_heads: int, bandpass: BandpassFilter) -> Attention:
         """See :class:`SequenceTransformer`."""
-        bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale, **self.filter)
         return Attention(dim, num_heads, bandpass, self.causal)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..checks import check_heads, check_hidden, check_numbers
-from ..layers import TransformerBlock
+from ..layers import BandpassFilter, TransformerBlock
 from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 
@@ -21,6 +21,8 @@ class SequenceTransformer(SequenceBackbone):
         pretrain_size (int): See :class:`~mmvisattn.models.layers.PatchSequence`.
         rope_scale (float): What positions are divided by for the rotation.
         delta_scale (float): What λ is divided by.
+        decay (bool): Have the decay.
+        rotation (bool): Have the rotation.
         out_indices (Sequence[int]): Numbers of the blocks to return, from 0.
         frozen_stages (int): Number of the last frozen block, counted from 1; 0 freezes the patch embedding alone.
         with_cp (bool): Recompute each block in the backward instead of keeping its activations.
@@ -45,6 +47,8 @@ class SequenceTransformer(SequenceBackbone):
         pretrain_size: int = 224,
         rope_scale: float = 20.0,
         delta_scale: float = 4.57,
+        decay: bool = True,
+        rotation: bool = True,
         out_indices: Sequence[int] = (-1,),
         frozen_stages: int = -1,
         with_cp: bool = False,
@@ -54,15 +58,14 @@ class SequenceTransformer(SequenceBackbone):
     ) -> None:
         name = type(self).__name__
         sizes = self.parse_arch(arch)
-        scales = dict(rope_scale=rope_scale, delta_scale=delta_scale)
-        check_numbers(name, **sizes, **scales, drop_path_rate=drop_path_rate)
+        check_numbers(name, **sizes, rope_scale=rope_scale, delta_scale=delta_scale, drop_path_rate=drop_path_rate)
         dim, num_heads, mlp_ratio = sizes['embed_dims'], sizes['num_heads'], sizes['mlp_ratio']
         check_heads(name, dim, num_heads, of_head=2)
         check_hidden(name, dim, mlp_ratio)
-        blocks = [
-            TransformerBlock(dim, self.build_mixer(dim, num_heads, **scales), mlp_ratio, rate)
-            for rate in drop_path_rates(drop_path_rate, sizes['depth'])
-        ]
+        blocks = []
+        for rate in drop_path_rates(drop_path_rate, sizes['depth']):
+            bandpass = BandpassFilter(num_heads, dim // num_heads, rope_scale, delta_scale, decay, rotation)
+            blocks.append(TransformerBlock(dim, self.build_mixer(dim, num_heads, bandpass), mlp_ratio, rate))
         super().__init__(
             dim,
             blocks,
@@ -77,7 +80,7 @@ class SequenceTransformer(SequenceBackbone):
         )
 
     @abstractmethod
-    def build_mixer(self, dim: int, num_heads: int, rope_scale: float, delta_scale: float) -> nn.Module:
+    def build_mixer(self, dim: int, num_heads: int, bandpass: BandpassFilter) -> nn.Module:
         """What mixes the tokens of a block, (B, L, C) → (B, L, C); its filter is named ``bandpass``.
 
         Called for each block before torch's own constructor, so that what it reads of ``self`` has to be set by then.
@@ -85,8 +88,7 @@ class SequenceTransformer(SequenceBackbone):
         Args:
             dim (int): Number of channels C.
             num_heads (int): Number of heads.
-            rope_scale (float): What positions are divided by for the rotation.
-            delta_scale (float): What λ is divided by.
+            bandpass (BandpassFilter): The filter.
         """
 
     @property
