@@ -23,7 +23,7 @@ test: .venv/.installed lint
 QUICK := $(addprefix tests/,checkpoint compat datasets/test_mend.py engine inference models \
   ops/test_depthwise_conv.py ops/test_pointwise_conv.py ops/test_selective_scan.py test_configs.py::test_names_say_what_is_inside test_docstrings.py test_requirements.py visualization) \
   -k 'not processes_that_build_at_once and not second_derivatives and not test_workers \
-  and not onnx and not alpha_rises and not rates_change'
+  and not onnx and not alpha_rises and not rates_change and not test_compile and not test_training_modes'
 
 quick: .venv/.installed
 	OMP_NUM_THREADS=1 $(RUN) $(PYTEST) $(QUICK)

@@ -26,7 +26,7 @@ def token_fields(network: SequenceBackbone, image: Tensor, token: int = -1) -> l
 
     Returns:
         list[tuple[str, np.ndarray, float]]: For each layer its name, the norm of the gradient by each token as a map
-        (rows, columns) of patches, and the share of the tokens that it spreads over; see
+        (rows, columns) of patches, zero for itself, and the share of the others that it spreads over; see
         :func:`~mmvisattn.visualization.over_focus.effective_share`.
     """
     entered: list[Tensor] = []
@@ -40,12 +40,14 @@ def token_fields(network: SequenceBackbone, image: Tensor, token: int = -1) -> l
     finally:
         for handle in handles:
             handle.remove()
+    # The residual path gives a token itself more than all others.
+    others = torch.arange(entered[0].shape[1], device=image.device) != token % entered[0].shape[1]
     size, window = network.patch_embed.layout(image)
     return [
         (
             f'layer {number}',
-            to_map(field[..., None], size, window)[0, 0].float().cpu().numpy(),
-            float(effective_share(field)[0]),
+            to_map((field * others)[..., None], size, window)[0, 0].float().cpu().numpy(),
+            float(effective_share(field[0, others])),
         )
         for number, field in enumerate(fields, 1)
     ]

@@ -141,9 +141,8 @@ class Artist:
         panels = [caption(fit(picture, PANEL), 'seen by the last token')]
         for layer, values, share in token_fields(network, look.image):
             side = network.patch_embed.projection.stride[0]
-            # Of the residual path, the token itself outweighs all others.
             drawn = overlay(picture, np.log10(np.maximum(values, values.max() * 1e-4)), (side, side))
-            panels.append(caption(fit(drawn, PANEL), f'{layer}: {share:.1%} of tokens'))
+            panels.append(caption(fit(drawn, PANEL), f'{layer}: {share:.1%} of the others'))
         return join_panels(panels)
 
     def _count(self, looks: Sequence[Look]) -> None:
