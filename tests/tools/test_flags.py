@@ -1,6 +1,6 @@
 """Every flag that the READMEs name, on every shipped config, up to a runner that could start."""
 
-from mmvisattn import cli
+from mmvisattn import cli, runs
 
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
@@ -44,7 +44,7 @@ def train(monkeypatch, process_group):
     monkeypatch.setattr(cli, 'check_data', lambda *args: None)
     monkeypatch.setattr(tool, 'check_runner', lambda *args: None)
     # One process over gloo, which is told that there is a GPU for mixed precision.
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')
     monkeypatch.setattr(amp, 'is_cuda_available', lambda: True)
     group = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
