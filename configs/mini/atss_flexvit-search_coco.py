@@ -1,5 +1,5 @@
 # ATSS with a small FlexViT in a search for few small targets among decoys, minutes on a CPU:
-#   python tools/data/make_mini.py data/mini_search --train 800 --val 300 --size 256 256 --classes 3 --objects 1 2 \
+#   python tools/data/make_mini.py data/mini_search --train 4800 --val 300 --size 256 256 --classes 3 --objects 1 2 \
 #       --empty 0.1 --decoys 6 10
 # A cell is 32×32 pixels and one low-resolution token; there are 64 of them. It is to start from the weights of
 # fcn_vit-search_ade20k.py (`load_from`).
@@ -27,6 +27,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-max_epochs = 6
+max_epochs = 1
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.CellLossHook')]

@@ -1,3 +1,4 @@
+from .cell_loss_hook import CellLossHook
 from .cell_rule_hook import CellRuleHook
 from .checkpoint_report_hook import CheckpointReportHook, report_checkpoint
 from .cpu_amp_optim_wrapper import CpuAmpOptimWrapper
@@ -9,6 +10,7 @@ from .resume_hook import ResumeHook
 from .scheduled_drop_path_hook import ScheduledDropPathHook
 
 __all__ = [
+    'CellLossHook',
     'CellRuleHook',
     'CheckpointReportHook',
     'CpuAmpOptimWrapper',

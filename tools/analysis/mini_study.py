@@ -109,7 +109,7 @@ ONE_PROCESS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_wo
 # A search for one or two targets among decoys, and what is to be learned of it from near.
 SEARCH = [
     'data/mini_search',
-    *'--train 800 --val 300 --size 256 256 --classes 3 --objects 1 2 --empty 0.1 --decoys 6 10'.split(),
+    *'--train 4800 --val 300 --size 256 256 --classes 3 --objects 1 2 --empty 0.1 --decoys 6 10'.split(),
 ]
 SEARCH_NEAR = [
     'data/mini_search_near',

@@ -2,10 +2,10 @@
 
 It brings `FlexAttention <https://arxiv.org/abs/2407.20228>`_ (Li et al., 2024), made for vision-language models, to
 dense prediction, as a glance and a commitment. A plain ViT or DeiT glances at the image shrunk by ``zoom``; learned
-questions, asked of what it saw, choose cells of the full image; only their patches are embedded, and catch up through
-the same layers, with the low-resolution tokens of each layer in view; in the last layers the tokens of both resolutions
-attend to each other. What was not chosen is the low-resolution map, made larger. Weights of timm's ViT and DeiT load as
-they are.
+questions, asked of what it saw, and a scout for what is smaller than a patch choose cells of the full image; only their
+patches are embedded, and catch up through the same layers, with the low-resolution tokens of each layer in view; in the
+last layers the tokens of both resolutions attend to each other. What was not chosen is the low-resolution map, made
+larger. Weights of timm's ViT and DeiT load as they are. :class:`~mmvisattn.engine.CellLossHook` teaches the choice.
 """
 
 import math
@@ -25,6 +25,7 @@ from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock
 from ..layers.join_outputs import join_outputs
 from ..layers.padding import content_size, divide_up, is_inside, resample_positions
+from ..layers.scout import Scout
 from ..layers.selection import Relevance, Selection, TokenSelector, pool_to_cells
 from .base_backbone import BaseBackbone, drop_path_rates
 
@@ -37,8 +38,7 @@ class FlexViT(BaseBackbone):
     :class:`~mmvisattn.models.layers.selection.Relevance`; their high-resolution tokens pass the same layers, attending
     to the keys and values that the low-resolution tokens had there and to each other. The other layers are
     hierarchical: all tokens attend to all, with keys and values W' of their own for the high resolution. The fused map
-    is the low-resolution map upsampled; to chosen tokens what they became is added behind a norm of their own, times
-    the gate of their cell, the sigmoid of its relevance.
+    is the low-resolution map upsampled; to chosen tokens what they became is added behind a norm of their own.
 
     The data preprocessor pads the images of a batch with zeros. These are told from the images: positions span the
     image, cells are chosen in it alone, their number goes by its size, and nothing attends to padding; what an image
@@ -160,7 +160,7 @@ class FlexViT(BaseBackbone):
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if not self.low_only:
-            self.relevance = Relevance(dim)
+            self.relevance = Relevance(dim, Scout(in_channels, patch_size))
             self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
             self.norm_high = nn.LayerNorm(dim, eps=1e-6)
         self._freeze_stages()
@@ -213,11 +213,12 @@ class FlexViT(BaseBackbone):
         if shown is not None:
             low_shown = shown * self.cell_size
             valid, valid_cells = is_inside(low_shown, low_grid).flatten(1), is_inside(shown, (rows, columns))
-        low = self.patch_embed(F.avg_pool2d(x, self.zoom))  # (B, Hl, Wl, C)
+        shrunk = F.avg_pool2d(x, self.zoom)
+        low = self.patch_embed(shrunk)  # (B, Hl, Wl, C)
         low = (low + self.positions(low_grid, low_shown)).flatten(1, 2)  # (B, N, C)
         low, context = self.glance(low, valid)
         if not self.low_only:
-            relevance = pool_to_cells(self.relevance(low, low_grid, valid), self.cell_size)
+            relevance = pool_to_cells(self.relevance(low, low_grid, valid, shrunk, low_shown), self.cell_size)
             selection = self.selector(relevance.detach(), valid_cells)
             tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
             index, keep = tiling.locate(selection)  # (B, M)

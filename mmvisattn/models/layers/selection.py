@@ -2,8 +2,9 @@
 
 After `FlexAttention for Efficient High-Resolution Vision-Language Models <https://arxiv.org/abs/2407.20228>`_ (Li et
 al., 2024), where the words of a question attend to the low-resolution image, and high-resolution tokens are taken where
-they do. An image alone asks nothing, so the questions here are learned: what they are worth shows in the gate, by which
-the loss reaches them, of every cell that was taken.
+they do. An image alone asks nothing, so the questions here are learned: by labels where
+:class:`~mmvisattn.engine.CellLossHook` brings them, and by a gate of every cell that was taken, by which the loss reaches
+the choice.
 
 The paper brings its attention to 0…255, takes what exceeds a threshold, and pools by the maximum, so that regions stay
 whole; both are kept. A fixed share of the cells makes shapes static.
@@ -29,27 +30,33 @@ class Relevance(nn.Module):
 
     Args:
         dim (int): Number of channels C.
+        scout (nn.Module, optional): Judges the places of the low-resolution tokens by what it is shown besides, such
+            as :class:`~mmvisattn.models.layers.scout.Scout`; its logits are added. Defaults to None.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scout: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.questions = nn.Linear(dim, NUM_QUESTIONS)
         nn.init.trunc_normal_(self.questions.weight, std=0.02)
         nn.init.zeros_(self.questions.bias)
+        self.scout = scout
 
-    def forward(self, low: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+    def forward(self, low: Tensor, grid: tuple[int, int], valid: Tensor | None = None, *seen: Any) -> Tensor:
         """Judge the tokens.
 
         Args:
             low (Tensor): Low-resolution tokens in raster order, (B, N, C).
             grid (tuple[int, int]): Their rows and columns.
             valid (Tensor, optional): False for tokens that come of padding, boolean, (B, N); None if there are none.
+            seen: What the scout is shown.
 
         Returns:
             Tensor: Logits, (B, rows, columns), in float32 at least; −inf for padding.
         """
         logits = at_least_float32(self.questions(self.norm(low))).logsumexp(-1)  # (B, N)
+        if self.scout is not None:
+            logits = logits + self.scout(*seen).flatten(1)
         if valid is not None:
             logits = logits.masked_fill(~valid, float('-inf'))
         return logits.unflatten(1, grid)
@@ -68,16 +75,19 @@ class Selection(NamedTuple):
     keep: Tensor | None
 
     def gate(self, logits: Tensor, tokens: int) -> Tensor:
-        """What the update of each chosen token is multiplied with, by which the loss reaches the choice.
+        """What the update of each chosen token is multiplied with: 1, by whose gradient the loss reaches the choice.
+
+        The gradient is that of the sigmoid of the relevance: it says how much more or less of a cell was wanted.
 
         Args:
             logits (Tensor): Relevance of each cell, (B, cell rows, cell columns).
             tokens (int): Number of tokens t in a cell.
 
         Returns:
-            Tensor: From 0 to 1, (B, K·t, 1).
+            Tensor: Ones, (B, K·t, 1).
         """
-        return logits.flatten(1).gather(1, self.indices).sigmoid().repeat_interleave(tokens, 1).unsqueeze(-1)
+        score = logits.flatten(1).gather(1, self.indices).sigmoid().repeat_interleave(tokens, 1).unsqueeze(-1)
+        return 1 + (score - score.detach())
 
     def mask(self, shape: tuple[int, int]) -> Tensor:
         """The chosen cells as a map: boolean, (B, rows, columns)."""

@@ -1,0 +1,126 @@
+"""Teach FlexAttention where to look by what there is to see."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models.backbones import FlexViT
+from ..models.layers.padding import divide_up
+from ..models.layers.selection import pool_to_cells
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class CellLossHook(Hook):
+    """Add ``loss_cells``, by which FlexViT learns which cells are worth a close look, to the losses of the model.
+
+    It is the binary cross entropy between the relevance of the cells and what the labels say of them, the mean over all
+    cells of the images. Of a detector a cell that a box touches is worth a look, the less the larger the box, since much
+    of a large object shows in the low resolution: its target is the side of a cell over the longer side of the box, 1 at
+    most. Of a segmentor the target is the share of a cell's pixels that are of another class than most of them.
+
+    In training the cells that the labels point to are taken first, as far as the budget goes, and then those of the
+    highest relevance, so that the layers behind learn what the objects look like from near before the choice finds them.
+    Validation and test go by relevance alone. Without this hook the choice learns by how much the cells that were chosen
+    have helped.
+
+    Args:
+        loss_weight (float): Factor of the loss. Defaults to 1.
+
+    Raises:
+        UserError: If the weight is not positive, the backbone is no FlexViT that chooses cells, or the model has neither
+            boxes nor a map of labels to learn from.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        if not loss_weight > 0:
+            raise UserError(
+                f'CellLossHook: `loss_weight` is {loss_weight}; set it to a number above 0, or leave the hook out'
+            )
+        self.loss_weight = loss_weight
+
+    def before_train(self, runner: Runner) -> None:
+        """Have the model's own ``loss`` followed by ours."""
+        model: Any = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        network = getattr(model, 'backbone', None)
+        if not isinstance(network, FlexViT):
+            raise UserError(
+                f'CellLossHook: the backbone is {type(network).__name__}; take the hook out of `custom_hooks`, or set '
+                'FlexViT as backbone'
+            )
+        if network.low_only:  # a plain ViT, which chooses nothing
+            return
+        self.network = network
+        network.relevance.register_forward_hook(self._note)
+        # Before the rules of CellRuleHook, which put others' choice in its place.
+        network.selector.register_forward_pre_hook(self._guide, prepend=True)
+        self.inner = model.loss
+        model.loss = self.loss
+
+    def loss(self, inputs: Tensor, data_samples: Any, **kwargs: Any) -> dict:
+        """The losses of the model, and ours.
+
+        Args:
+            inputs (Tensor): Images of a batch, (B, in_channels, H, W).
+            data_samples (list): One ``DetDataSample`` or ``SegDataSample`` an image.
+        """
+        step = self.network.size_step
+        shape = divide_up(inputs.shape[2:], step)
+        self.targets = torch.stack([cell_targets(sample, shape, step) for sample in data_samples])
+        losses = self.inner(inputs, data_samples, **kwargs)
+        logits = pool_to_cells(self.logits, self.network.cell_size)
+        targets = self.targets.to(logits)
+        real = logits.isfinite()
+        loss = F.binary_cross_entropy_with_logits(logits[real], targets[real])
+        return {**losses, 'loss_cells': self.loss_weight * loss}
+
+    def _guide(self, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        logits, valid = args
+        return (logits + 1e4 * self.targets.to(logits), valid) if selector.training else args
+
+    def _note(self, relevance: nn.Module, args: tuple, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def cell_targets(sample: Any, shape: tuple[int, int], side: int) -> Tensor:
+    """How much each cell is worth a close look, as :class:`CellLossHook` says, from 0 to 1, (rows, columns).
+
+    Args:
+        sample (DetDataSample | SegDataSample): What the labels say of an image.
+        shape (tuple[int, int]): Rows and columns of cells.
+        side (int): Side of a cell in pixels.
+
+    Raises:
+        UserError: If there are neither boxes nor a map of labels.
+    """
+    if 'gt_instances' in sample and 'bboxes' in sample.gt_instances:
+        boxes = sample.gt_instances.bboxes
+        boxes = getattr(boxes, 'tensor', boxes).float() / side  # in cells
+        worth = 1 / (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=1)  # (N,)
+        spans = []
+        for axis, count in ((1, shape[0]), (0, shape[1])):
+            edge = torch.arange(count, device=boxes.device)
+            spans.append((edge < boxes[:, 2 + axis, None]) & (edge + 1 > boxes[:, axis, None]))  # (N, count)
+        touched = spans[0][:, :, None] & spans[1][:, None]  # (N, rows, columns)
+        return torch.cat([worth.new_zeros(1, *shape), touched * worth[:, None, None]]).amax(0)
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data[0]
+        height, width = (count * side for count in shape)
+        labels = F.pad(labels, (0, width - labels.shape[1], 0, height - labels.shape[0]), value=255)
+        cells = labels.unflatten(1, (-1, side)).unflatten(0, (-1, side)).permute(0, 2, 1, 3).flatten(2)
+        counts = (
+            cells.new_zeros(*shape, 256).long().scatter_add(2, cells.long(), torch.ones_like(cells).long())[..., :255]
+        )
+        return (counts.sum(-1) - counts.amax(-1)) / side**2
+    raise UserError(
+        'CellLossHook: the model has neither boxes (`gt_instances`) nor a map of labels (`gt_sem_seg`) to learn from; '
+        'take the hook out of `custom_hooks`'
+    )
