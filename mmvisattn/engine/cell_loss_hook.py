@@ -15,27 +15,29 @@ from ..models.layers.padding import divide_up
 from ..models.layers.selection import pool_to_cells
 from ..registry import HOOKS
 
+IGNORED = 255  # the label of mmseg's pixels that count for no class
+
 
 @HOOKS.register_module()
 class CellLossHook(Hook):
     """Add ``loss_cells``, by which FlexViT learns which cells are worth a close look, to the losses of the model.
 
-    It is the binary cross entropy between the relevance of the cells and what the labels say of them, the mean over all
-    cells of the images. Of a detector a cell that a box touches is worth a look, the less the larger the box, since much
-    of a large object shows in the low resolution: its target is the side of a cell over the longer side of the box, 1 at
-    most. Of a segmentor the target is the share of a cell's pixels that are of another class than most of them.
+    It is the binary cross entropy between the relevance of the cells and what the labels say of them, the mean over
+    all cells of the images. Of a detector a cell that a box touches is worth a look, the less the larger the box, since
+    much of a large object shows in the low resolution: its target is the side of a cell over the longer side of the
+    box, 1 at most. Of a segmentor the target is the share of a cell's pixels that are not of its commonest class.
 
     In training the cells that the labels point to are taken first, as far as the budget goes, and then those of the
-    highest relevance, so that the layers behind learn what the objects look like from near before the choice finds them.
-    Validation and test go by relevance alone. Without this hook the choice learns by how much the cells that were chosen
-    have helped.
+    highest relevance, so that the layers behind learn what objects look like from near before the choice finds them.
+    Validation and test go by relevance alone. Without this hook the choice learns by how much the cells that were
+    chosen have helped.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.
 
     Raises:
-        UserError: If the weight is not positive, the backbone is no FlexViT that chooses cells, or the model has neither
-            boxes nor a map of labels to learn from.
+        UserError: If the weight is not positive, the backbone is no FlexViT, or the model has neither boxes nor a map
+            of labels to learn from.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -71,6 +73,7 @@ class CellLossHook(Hook):
         Args:
             inputs (Tensor): Images of a batch, (B, in_channels, H, W).
             data_samples (list): One ``DetDataSample`` or ``SegDataSample`` an image.
+            **kwargs: What else the model takes.
         """
         step = self.network.size_step
         shape = divide_up(inputs.shape[2:], step)
@@ -112,13 +115,11 @@ def cell_targets(sample: Any, shape: tuple[int, int], side: int) -> Tensor:
         touched = spans[0][:, :, None] & spans[1][:, None]  # (N, rows, columns)
         return torch.cat([worth.new_zeros(1, *shape), touched * worth[:, None, None]]).amax(0)
     if 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.data[0]
+        labels = sample.gt_sem_seg.data[0].long()
         height, width = (count * side for count in shape)
-        labels = F.pad(labels, (0, width - labels.shape[1], 0, height - labels.shape[0]), value=255)
+        labels = F.pad(labels, (0, width - labels.shape[1], 0, height - labels.shape[0]), value=IGNORED)
         cells = labels.unflatten(1, (-1, side)).unflatten(0, (-1, side)).permute(0, 2, 1, 3).flatten(2)
-        counts = (
-            cells.new_zeros(*shape, 256).long().scatter_add(2, cells.long(), torch.ones_like(cells).long())[..., :255]
-        )
+        counts = labels.new_zeros(*shape, IGNORED + 1).scatter_add(2, cells, torch.ones_like(cells))[..., :IGNORED]
         return (counts.sum(-1) - counts.amax(-1)) / side**2
     raise UserError(
         'CellLossHook: the model has neither boxes (`gt_instances`) nor a map of labels (`gt_sem_seg`) to learn from; '

@@ -14,10 +14,9 @@ PLACES = 4  # to a side of a patch, about
 class Scout(nn.Module):
     """Three small convolutions that judge places in each patch of an image; a patch is worth its best one.
 
-    Patches are projected as they lie, so a ViT has to learn a small thing anew for each place in a patch where it may be;
-    a convolution sees it the same everywhere. As in the selectors of `ESOD <https://arxiv.org/abs/2407.16424>`_ (Liu et
-    al., 2024) and `QueryDet <https://arxiv.org/abs/2103.09136>`_ (Yang et al., 2022), it is to be taught by where the
-    objects are.
+    Patches are projected as they lie, so a ViT has to learn a small thing anew for each place in a patch where it may
+    be; a convolution sees it the same everywhere. Like the selectors of `QueryDet <https://arxiv.org/abs/2103.09136>`_
+    (Yang et al., 2022) it is to be taught where objects are.
 
     Args:
         in_channels (int): Number of channels of the image.

@@ -3,8 +3,8 @@
 After `FlexAttention for Efficient High-Resolution Vision-Language Models <https://arxiv.org/abs/2407.20228>`_ (Li et
 al., 2024), where the words of a question attend to the low-resolution image, and high-resolution tokens are taken where
 they do. An image alone asks nothing, so the questions here are learned: by labels where
-:class:`~mmvisattn.engine.CellLossHook` brings them, and by a gate of every cell that was taken, by which the loss reaches
-the choice.
+:class:`~mmvisattn.engine.CellLossHook` brings them, and by a gate of every cell that was taken, by which the loss
+reaches the choice.
 
 The paper brings its attention to 0…255, takes what exceeds a threshold, and pools by the maximum, so that regions stay
 whole; both are kept. A fixed share of the cells makes shapes static.

@@ -1,6 +1,6 @@
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.selection import Selection, pool_to_cells
+from mmvisattn.models.layers.selection import Selection
 
 import pytest
 import torch
@@ -113,15 +113,13 @@ def test_all_selected_equals_attention_over_all_tokens_of_both_resolutions(cell_
         high = high + plain_branch(block, low, high)
         low = low + plain_branch(block, low[:, :0], low)
         low, high = (tokens + block.mlp(block.norm2(tokens)) for tokens in (low, high))
-    gate = pool_to_cells(network.relevance(low, (4, 6)), cell_size).sigmoid()
     both = torch.cat([low, high], 1)
     for block in network.blocks[2:]:
         both = both + torch.stack([plainly(block.attn, image, 24) for image in block.norm1(both)])
         both = both + block.mlp(block.norm2(both))
     low = network.norm(both[:, :24]).transpose(1, 2).unflatten(2, (4, 6))
     high = network.norm_high(both[:, 24:]).transpose(1, 2).unflatten(2, (8, 12))
-    gate = F.interpolate(gate[:, None], (8, 12), mode='nearest')
-    torch.testing.assert_close(network(x), (gate * high + F.interpolate(low, (8, 12), mode='bilinear'), low))
+    torch.testing.assert_close(network(x), (high + F.interpolate(low, (8, 12), mode='bilinear'), low))
 
 
 def plain_branch(block: nn.Module, low: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
