@@ -26,5 +26,5 @@ optim_wrapper = dict(
     constructor='mmvisattn.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.8),
 )
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellLossHook')]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

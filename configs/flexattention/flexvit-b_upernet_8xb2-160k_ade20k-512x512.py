@@ -28,4 +28,4 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=2)
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellLossHook')]

@@ -67,4 +67,9 @@ test_evaluator = val_evaluator
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellRuleHook')]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmvisattn.FlexRampHook'),
+    dict(type='mmvisattn.CellLossHook'),
+    dict(type='mmvisattn.CellRuleHook'),
+]

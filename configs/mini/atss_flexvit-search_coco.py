@@ -30,4 +30,3 @@ test_evaluator = val_evaluator
 max_epochs = 1
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs)]
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.CellLossHook')]

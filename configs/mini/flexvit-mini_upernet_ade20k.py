@@ -20,4 +20,4 @@ model = dict(
         drop_path_rate=0.1,
     ),
 )
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellLossHook')]

@@ -21,4 +21,4 @@ model = dict(
     # The map has stride 8, so twice its size is stride 4: strides 4, 8, 16, 32 and 64 as in the full config.
     neck=dict(_delete_=True, type='mmvisattn.SimpleFPN', in_channels=128, out_channels=64, num_outs=5, start_level=1),
 )
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.FlexRampHook'), dict(type='mmvisattn.CellLossHook')]

@@ -125,7 +125,7 @@ ADE_OF_SMALL = [
     f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS[0]}/ade/ADEChallengeData2016' for split in ('train', 'val')
 ]
 BACKBONE = 'model.backbone.'
-RULE = 'custom_hooks.3.rule='
+RULE = 'custom_hooks.4.rule='
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
