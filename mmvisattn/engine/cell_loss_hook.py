@@ -73,7 +73,7 @@ class CellLossHook(Hook):
         Args:
             inputs (Tensor): Images of a batch, (B, in_channels, H, W).
             data_samples (list): One ``DetDataSample`` or ``SegDataSample`` an image.
-            **kwargs: What else the model takes.
+            **kwargs (Any): What else the model takes.
         """
         step = self.network.size_step
         shape = divide_up(inputs.shape[2:], step)

@@ -49,7 +49,7 @@ class Relevance(nn.Module):
             low (Tensor): Low-resolution tokens in raster order, (B, N, C).
             grid (tuple[int, int]): Their rows and columns.
             valid (Tensor, optional): False for tokens that come of padding, boolean, (B, N); None if there are none.
-            seen: What the scout is shown.
+            *seen (Tensor | None): What the scout is shown.
 
         Returns:
             Tensor: Logits, (B, rows, columns), in float32 at least; −inf for padding.
