@@ -154,7 +154,7 @@ def flexattention() -> None:
     box(ax, 2.9, 8.1, 'shrunk by `zoom`', PLAIN, 3.6)
     box(ax, 2.9, 7.1, 'patches and positions', PLAIN, 3.6)
     box(ax, 2.9, 5.5, 'glance: the first layers\non low-resolution tokens', PLAIN, 3.8, 1.1)
-    box(ax, 2.9, 3.9, 'learned questions:\nrelevance of each cell', OWN, 3.8, 1.1)
+    box(ax, 2.9, 3.9, 'learned questions, and a scout on the\nshrunk image: relevance of each cell', OWN, 4.6, 1.1)
     box(ax, 9.4, 3.9 + 3.2, 'patches of the chosen cells', OWN, 4.4)
     box(ax, 9.4, 5.5, 'the same layers, attending to\nkept low-resolution keys and values', OWN, 5.4, 1.1)
     box(
@@ -166,13 +166,13 @@ def flexattention() -> None:
         8.6,
         1.1,
     )
-    box(ax, 6.3, 0.7, 'map of stride 16: low resolution upsampled, + gate × norm(chosen)', PLAIN, 10.4)
+    box(ax, 6.3, 0.7, 'map of stride 16: low resolution upsampled, + norm(chosen)', PLAIN, 10.4)
     arrow(ax, (5.7, 8.85), (2.9, 8.85), (2.9, 8.42))
     arrow(ax, (6.9, 8.85), (9.4, 8.85), (9.4, 7.42))
     arrow(ax, (2.9, 7.78), (2.9, 7.42))
     arrow(ax, (2.9, 6.78), (2.9, 6.06))
     arrow(ax, (2.9, 4.94), (2.9, 4.46))
-    arrow(ax, (4.81, 3.9), (5.75, 3.9), (5.75, 7.1), (7.19, 7.1))
+    arrow(ax, (5.21, 3.9), (5.75, 3.9), (5.75, 7.1), (7.19, 7.1))
     ax.text(5.65, 7.28, 'chosen once', ha='left', va='bottom', fontsize=8.5)
     arrow(ax, (4.81, 5.5), (6.69, 5.5))
     arrow(ax, (9.4, 6.78), (9.4, 6.06))

@@ -37,6 +37,7 @@ class Scout(nn.Module):
         )
         self.norms = nn.ModuleList(LN2d(channels) for channels in CHANNELS)
         self.judge = nn.Conv2d(CHANNELS[-1], 1, 1)
+        assert self.judge.bias is not None
         nn.init.constant_(self.judge.bias, -4.0)  # few places are worth a closer look
 
     def forward(self, image: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -55,5 +56,5 @@ class Scout(nn.Module):
             stride *= step
             x = F.gelu(norm(conv(x)))
             if shown is not None:  # beyond its border an image sees zeros, whatever else is in the batch
-                x = x * is_inside(shown * (self.patch_size // stride), x.shape[2:])[:, None]
+                x = x * is_inside(shown * (self.patch_size // stride), (x.shape[2], x.shape[3]))[:, None]
         return F.max_pool2d(at_least_float32(self.judge(x)), self.patch_size // stride).squeeze(1)
