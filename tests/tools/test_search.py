@@ -3,8 +3,11 @@
 import json
 from dataclasses import replace
 
+from mmvisattn.models.layers.scout import Scout
+
 import numpy as np
 import pytest
+import torch
 
 from tools.analysis import search_gates as gates
 from tools.data.make_mini import make_mini
@@ -106,13 +109,33 @@ def test_a_small_network_tells_what_can_be_told():
     assert 0.25 < gates.accuracy([patches(60, 0.5), patches(60, 0.5)], [patches(40, 0.5), patches(40, 0.5)]) < 0.75
 
 
-def test_the_command_prints_all_gates(tmp_path, capsys):
+def test_a_scout_finds_what_can_be_found(monkeypatch):
+    monkeypatch.setattr(gates, 'STEPS', 100)
+    rng = np.random.default_rng(0)
+
+    def scenes(count: int, contrast: int) -> list:
+        made = []
+        for _ in range(count):
+            image = rng.integers(80, 120, (128, 128, 3), np.uint8)
+            x, y = rng.integers(4, 112, 2)
+            image[y : y + 10, x : x + 10] += np.uint8(contrast)
+            made.append((image, [(float(x), float(y), 10.0, 10.0)], [0], []))
+        return made
+
+    for contrast, least, most in ((60, 0.9, 1.0), (0, 0.0, 0.35)):  # two cells of 16
+        torch.manual_seed(0)
+        found = gates.share_found(Scout(3, gates.PATCH), scenes(64, contrast), scenes(60, contrast))
+        assert least <= found <= most
+
+
+def test_the_command_prints_all_gates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gates, 'STEPS', 3)
     make_mini(replace(OPTIONS, train=30, val=12), tmp_path / 'mini')
     capsys.readouterr()
     gates.main([str(tmp_path / 'mini')])
     rows = [line.split(' | ') for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert [row[2] for row in rows] == [
-        f'{chance} |' for chance in ('0.050', '0.100') * 2 + ('0.500', '0.500', '0.333')
+        f'{chance} |' for chance in ('0.050', '0.100') * 2 + ('0.500', '0.500', '0.333', '0.100', '0.100')
     ]
     assert all(0 <= float(row[1]) <= 1 for row in rows)

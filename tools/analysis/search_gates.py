@@ -3,7 +3,8 @@
 Two measures of contrast choose cells, and the share of the targets' boxes that these cover is told: if an edge or a
 strange colour led to the targets, the search would show nothing about attention. And a small classifier is shown the
 shrunk image around a place: it should tell a thing from the ground, for otherwise a glance could lead nowhere, and not
-tell the classes apart, for otherwise there were no need to look closely.
+tell the classes apart, for otherwise there were no need to look closely. At last two networks that see the shrunk image
+alone are taught by the boxes to choose cells: how many targets a glance can find.
 
 Example:
     python tools/data/make_mini.py data/mini_search --size 256 256 --classes 3 --objects 1 2 --empty 0.15 --decoys 6 10
@@ -19,23 +20,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
+from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.layers.scout import Scout
+
 CELL, ZOOM = 32, 4  # pixels
+PATCH = CELL // ZOOM  # a cell of the shrunk image
+STEPS = 1000  # of teaching, 16 scenes each
 AROUND = 4  # pixels of the shrunk image to each side of a place
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
 def read(root: Path, split: str) -> list[tuple[np.ndarray, list[Box], list[int], list[Box]]]:
-    """Image (H, W, 3) in 0…1, boxes of targets, their classes, and boxes of decoys of each scene."""
+    """Image (H, W, 3) in 0…255, boxes of targets, their classes, and boxes of decoys of each scene."""
     content = json.loads((root / f'coco/annotations/instances_{split}2017.json').read_text())
     numbers = {number: n for n, number in enumerate(sorted({a['category_id'] for a in content['annotations']}))}
     scenes = []
     for record in content['images']:
         own = [a for a in content['annotations'] if a['image_id'] == record['id']]
-        image = cv2.imread(str(root / f'coco/{split}2017' / record['file_name'])).astype(np.float32) / 255
+        image = cv2.imread(str(root / f'coco/{split}2017' / record['file_name']))
         classes = [numbers[a['category_id']] for a in own]
         scenes.append((image, [a['bbox'] for a in own], classes, record['decoys']))
     return scenes
@@ -48,7 +55,7 @@ def pixel_deviation(image: np.ndarray) -> np.ndarray:
 
 def colour_contrast(image: np.ndarray) -> np.ndarray:
     """Distance of a cell's most unusual colour, at the scale of a thing, from the mean colour of the image."""
-    smooth = cv2.blur(image, (9, 9))
+    smooth = cv2.blur(image.astype(np.float32), (9, 9))
     return _cells(np.linalg.norm(smooth - image.mean((0, 1)), axis=-1, keepdims=True)).max(2)[..., 0]
 
 
@@ -69,10 +76,14 @@ def coverage(scores: np.ndarray, boxes: Sequence[Box], ratio: float) -> list[flo
     ]
 
 
+def shrink(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) shrunk by ``ZOOM``, in 0…1."""
+    return cv2.resize(image, None, fx=1 / ZOOM, fy=1 / ZOOM, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
 def look(image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
     """What the shrunk image shows around the middle of each box."""
-    low = cv2.resize(image, None, fx=1 / ZOOM, fy=1 / ZOOM, interpolation=cv2.INTER_AREA)
-    low = np.pad(low, ((AROUND, AROUND), (AROUND, AROUND), (0, 0)), mode='edge')
+    low = np.pad(shrink(image), ((AROUND, AROUND), (AROUND, AROUND), (0, 0)), mode='edge')
     at = [(int((y + height / 2) / ZOOM), int((x + width / 2) / ZOOM)) for x, y, width, height in boxes]
     return [low[y : y + 2 * AROUND + 1, x : x + 2 * AROUND + 1] for y, x in at]
 
@@ -103,6 +114,57 @@ def accuracy(train: Sequence[Sequence[np.ndarray]], val: Sequence[Sequence[np.nd
     with torch.no_grad():
         right = network(x_val).argmax(1) == y_val
     return float(np.mean([right[y_val == n].float().mean() for n in range(len(val))]))
+
+
+class Tokens(nn.Module):
+    """A small plain ViT on the shrunk image, and a linear judgement of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arch = dict(embed_dims=96, depth=6, num_heads=3, mlp_ratio=2)
+        self.vit = FlexViT(arch, PATCH, 64, num_glance_layers=6, out_indices=(1,))
+        self.judge = nn.Linear(96, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, H / 8, W / 8)."""
+        x = F.interpolate(x, scale_factor=self.vit.zoom)  # which it shrinks again
+        return self.judge(self.vit(x)[0].permute(0, 2, 3, 1)).squeeze(-1)
+
+
+def share_found(network: nn.Module, train: Sequence, val: Sequence) -> float:
+    """The share of the targets whose middle is in the best tenth of the cells, after a network was taught by boxes."""
+    torch.manual_seed(0)
+
+    def gather(scenes: Sequence) -> tuple[Tensor, Tensor]:
+        images = torch.tensor(np.stack([shrink(scene[0]) for scene in scenes])).permute(0, 3, 1, 2) * 4 - 2
+        cells = torch.zeros(len(scenes), *(n // PATCH for n in images.shape[2:]))
+        for of_image, (_, boxes, *_) in zip(cells, scenes):
+            for x, y, width, height in boxes:
+                of_image[int(y) // CELL : int(y + height) // CELL + 1, int(x) // CELL : int(x + width) // CELL + 1] = 1
+        return images, cells
+
+    (images, cells), (shown, _) = gather(train), gather(val)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
+    for _ in range(STEPS):
+        index = torch.randint(len(images), (16,))
+        x, y = images[index], cells[index]
+        if torch.rand(()) < 0.5:
+            x, y = x.flip(3), y.flip(2)
+        loss = F.binary_cross_entropy_with_logits(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        scores = network(shown)
+    found = [
+        scores[n, int(y + height / 2) // CELL, int(x + width / 2) // CELL] >= scores[n].flatten().topk(best).values[-1]
+        for best in (round(scores[0].numel() / 10),)
+        for n, scene in enumerate(val)
+        for x, y, width, height in scene[1]
+    ]
+    return float(np.mean(found))
 
 
 def measure(root: Path) -> list[tuple[str, float, float]]:
@@ -141,6 +203,9 @@ def measure(root: Path) -> list[tuple[str, float, float]]:
         ('a glance tells the classes apart', shown['classes']),
     ):
         rows.append((name, accuracy(*groups), 1 / len(groups[0])))
+    torch.manual_seed(0)
+    for name, network in (("convolutions (FlexViT's scout)", Scout(3, PATCH)), ('the tokens of a ViT', Tokens())):
+        rows.append((f'{name}, taught by boxes, find of the targets at 10%', share_found(network, train, val), 0.1))
     return rows
 
 
