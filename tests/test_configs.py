@@ -142,14 +142,14 @@ def test_parameters_of_defocus(name, backbone, millions):
 @pytest.mark.parametrize(
     ('name', 'backbone', 'millions'),
     [
-        ('mask-rcnn_flexvit-s_simple-fpn_1x_coco', 22_850_692, 44),
-        ('mask-rcnn_flexvit-b_simple-fpn_1x_coco', 90_528_004, 114),
+        ('mask-rcnn_flexvit-s_simple-fpn_1x_coco', 22_869_893, 44),
+        ('mask-rcnn_flexvit-b_simple-fpn_1x_coco', 90_547_205, 114),
         ('mask-rcnn_fcvit-b12_fpn_flexattention_1x_coco', 14_189_856, 37),
-        ('cascade-mask-rcnn_flexvit-s_simple-fpn_amp-ms-3x_coco', 22_850_692, 77),
-        ('cascade-mask-rcnn_flexvit-b_simple-fpn_amp-ms-3x_coco', 90_528_004, 147),
-        ('dino-4scale_flexvit-b_8xb2-12e_coco', 90_528_004, 113),
-        ('flexvit-s_upernet_8xb2-160k_ade20k-512x512', 22_850_692, 55),
-        ('flexvit-b_upernet_8xb2-160k_ade20k-512x512', 90_528_004, 125),
+        ('cascade-mask-rcnn_flexvit-s_simple-fpn_amp-ms-3x_coco', 22_869_893, 77),
+        ('cascade-mask-rcnn_flexvit-b_simple-fpn_amp-ms-3x_coco', 90_547_205, 147),
+        ('dino-4scale_flexvit-b_8xb2-12e_coco', 90_547_205, 113),
+        ('flexvit-s_upernet_8xb2-160k_ade20k-512x512', 22_869_893, 55),
+        ('flexvit-b_upernet_8xb2-160k_ade20k-512x512', 90_547_205, 125),
         ('fcvit-b12_fpn_flexattention_4xb8-40k_ade20k-512x512', 14_189_856, 21),
     ],
 )
