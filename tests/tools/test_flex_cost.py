@@ -13,7 +13,7 @@ def test_flex_cost_prints_flops_time_and_the_share_of_selection(capsys):
     low, quarter, everything, full = gflops
     assert low < quarter < full < everything
     shares = re.findall(r'^\| 1×3×128×128 \| \d+% \| ([\d.]+)% \| -?[\d.]+% \|$', out, re.MULTILINE)
-    assert len(shares) == 2 and all(0 < float(share) < 10 for share in shares)
+    assert len(shares) == 2 and all(0 < float(share) < 50 for share in shares)  # of narrow layers
 
 
 def test_flex_cost_counts_what_the_formula_says():
