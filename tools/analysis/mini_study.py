@@ -126,6 +126,7 @@ ADE_OF_SMALL = [
 ]
 BACKBONE = 'model.backbone.'
 RULE = 'custom_hooks.4.rule='
+NOT_TAUGHT = ['custom_hooks.3.type=EmptyCacheHook']  # of mmengine, in the place of CellLossHook
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -157,6 +158,7 @@ STUDIES = {
             '10 %, chance': Variant([RULE + 'chance']),
             '10 %, centre': Variant([RULE + 'centre'], seeds=3),
             '10 %, pixel deviation': Variant([RULE + 'deviation']),
+            '10 %, chosen, not taught': Variant(NOT_TAUGHT, seeds=3),
             '10 %, chosen': Variant(),
             '10 %, truth': Variant([RULE + 'truth']),
             'all': Variant([BACKBONE + 'select_ratio=1.0'], seeds=2),
