@@ -33,6 +33,7 @@ import cv2
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
+from mmengine.visualization import Visualizer
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
@@ -40,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of wh
 from tools import predict
 from tools.analysis import measurements
 from tools.analysis.get_flops import CostCounter
-from tools.analysis.measure import describe_machine, parse_count, parse_output, peak_memory, times_in_turn
+from tools.analysis.measure import describe_machine, parse_count, peak_memory, times_in_turn
 from tools.analysis.report_page.curves import Curve, read_curves
 from tools.analysis.report_page.maps import WHAT, Viewer, photograph
 from tools.analysis.report_page.page import Page, Picture, render, table_of
@@ -48,6 +49,7 @@ from tools.analysis.report_page.scores import Score, Scorer, Table, TestSet, des
 from tools.analysis.subjects import Subject, add_arguments, check_images
 
 DEPTH = 2  # levels of modules in the table of costs
+LEAST_SHARE = 0.001  # of parameters or FLOPs, of the modules in it
 ROUNDS = 9  # of a measurement of time
 
 
@@ -75,7 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='draw detections of at least this score, 0 to 1; default: %(default)s',
     )
     parser.add_argument(
-        '--out', type=parse_output, default='work_dirs/report.html', metavar='FILE', help='default: %(default)s'
+        '--out', type=Path, default=Path('work_dirs/report.html'), metavar='FILE', help='default: %(default)s'
     )
     return parser.parse_args(argv)
 
@@ -132,14 +134,15 @@ def score_pictures(subject: Subject, test_set: TestSet | None, scorer: Scorer | 
     return sorted(scored, key=lambda one: one.score.value if one.score else 2)
 
 
-def draw(subject: Subject, one: Shown, score_thr: float) -> list[tuple[str, str, str]]:
+def draw(
+    subject: Subject, visualizer: Visualizer, one: Shown, predicted: Any, score_thr: float
+) -> list[tuple[str, str, str]]:
     """Truth and prediction as the toolbox's visualizer draws them: title, picture, and what is in it."""
     picture = cv2.cvtColor(predict.read(subject.pipeline, Path(one.path)), cv2.COLOR_BGR2RGB)
-    visualizer = predict.build_visualizer(subject.cfg, subject.model)
     classes = subject.model.dataset_meta['classes']
     options = dict(pred_score_thr=score_thr) if subject.cfg.default_scope == 'mmdet' else {}
     drawn = []
-    for title, part, sample in (('Truth', 'gt', one.truth), ('Prediction', 'pred', subject.show(one.path))):
+    for title, part, sample in (('Truth', 'gt', one.truth), ('Prediction', 'pred', predicted)):
         if sample is not None:
             told = describe(sample, part, classes, score_thr)
             # mmseg's visualizer indexes arrays by it, and numpy takes a tensor of one element for a number.
@@ -155,16 +158,18 @@ def cost_table(subject: Subject, image: str) -> tuple[Table, CostCounter]:
     """Parameters and FLOPs of the network for a picture."""
     with CostCounter(subject.model) as counter:
         subject.show(image)
+    all_parameters, all_flops = counter.parameters[''], max(counter.flops[''], 1)
     rows = []
     for name, number in counter.parameters.items():
-        if name.count('.') + bool(name) <= DEPTH and (number or counter.flops[name]):
-            share = counter.flops[name] / max(counter.flops[''], 1)
-            rows.append((name or 'all', f'{number / 1e6:.3f}', f'{counter.flops[name] / 1e9:.3f}', f'{share:.1%}'))
+        flops = counter.flops[name]
+        if name.count('.') + bool(name) <= DEPTH and max(number / all_parameters, flops / all_flops) >= LEAST_SHARE:
+            cells = (f'{number / 1e6:.3f}', f'{number / all_parameters:.1%}')
+            rows.append((name or 'all', *cells, f'{flops / 1e9:.3f}', f'{flops / all_flops:.1%}'))
     note = (
         'Two FLOPs for a multiply-add; norms, activation functions, softmax and interpolation do not count. Counted '
-        f'while {Path(image).name} was predicted.'
+        f'while {Path(image).name} was predicted. Parts of less than {LEAST_SHARE:.1%} of both are left out.'
     )
-    columns = ['part', 'M parameters', 'GFLOPs', 'share']
+    columns = ['part', 'M parameters', 'share', 'GFLOPs', 'share of them']
     return table_of('Cost by part, two levels deep', columns, rows, note), counter
 
 
@@ -233,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--score-thr {args.score_thr}: give a score from 0 to 1')
     if args.images and args.measure:
         raise UserError('--measure is of the test set; leave the pictures out, or --measure')
+    if args.out.suffix != '.html':
+        raise UserError(f'--out {str(args.out)!r}: give a file that ends in .html')
     curves, curves_from = training_curves(args)
     subject = Subject(args.network, args.checkpoint, args.device or get_device(), args.cfg_options, args.size)
     kinds = kinds_of(subject, args.show)
@@ -245,17 +252,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = scored if args.images else scored[: args.count]
     costs, counter = cost_table(subject, shown[0].path)
 
-    viewer, views, pictures = Viewer(subject, kinds), [], []
-    for one in tqdm(shown, desc='drawing', disable=len(shown) < 2):
-        name = Path(one.path).name
-        number = len(views)
-        new = viewer.views(one.path, name)
-        views += new
-        if subject.cfg is not None:
-            told = one.score.told if one.score else ''
-            pictures.append(Picture(name, told, number, draw(subject, one, args.score_thr)))
+    views, pictures = [], []
+    visualizer = subject.cfg and predict.build_visualizer(subject.cfg, subject.model)
+    with Viewer(subject, kinds) as viewer:
+        for one in tqdm(shown, desc='drawing', disable=len(shown) < 2):
+            name, told = Path(one.path).name, one.score.told if one.score else ''
+            sample, new = viewer.show(one.path, name)
+            if sample is not None:
+                drawn = draw(subject, visualizer, one, sample, args.score_thr)
+                pictures.append(Picture(name, told, len(views), drawn))
+            views += new
     size = viewer.size
-    viewer.close()
 
     measured = any(one.score for one in scored)
     order = f'The worst of {len(scored)} first.' if measured else why or 'Without truth, in the order given.'

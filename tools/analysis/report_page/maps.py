@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmvisattn.visualization import Look, Map, Recorder, effective_receptive_field
 from mmvisattn.visualization.panels import enlarge, fit
@@ -42,11 +43,13 @@ class Head:
     Args:
         name (str): Such as ``'head 3'``.
         palette (str): A key of ``PALETTES``, or ``'cells'``.
+        ends (tuple[str, str]): The numbers of the first and the last colour.
         told (str): What the map shows, in words.
     """
 
     name: str
     palette: str
+    ends: tuple[str, str]
     told: str
 
 
@@ -120,7 +123,7 @@ def palettes() -> dict[str, str]:
 
 
 class Viewer:
-    """Shows a network pictures, and brings its maps into the form of the page.
+    """Shows a network pictures, and brings its maps into the form of the page; ``size`` is that of its first input.
 
     Args:
         subject (Subject): The network.
@@ -133,18 +136,30 @@ class Viewer:
     def __init__(self, subject: Subject, kinds: Sequence[str]) -> None:
         self.subject, self.kinds = subject, kinds
         self.recorder = Recorder(subject.model, [kind for kind in kinds if kind not in ('over-focus', 'field')])
+        self.size: tuple[int, ...] = ()
 
-    def views(self, image: str, name: str) -> list[View]:
-        """The views of a picture, several if the model takes it crop by crop.
+    def __enter__(self) -> 'Viewer':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.recorder.__exit__(*error)
+
+    def show(self, image: str, name: str) -> tuple[Any, list[View]]:
+        """Show the network a picture.
 
         Args:
             image (str): The file.
             name (str): What to call it.
+
+        Returns:
+            tuple[Any, list[View]]: The toolbox's data sample with the prediction, or None of a backbone by itself; and
+            the views, several if the model takes the picture crop by crop.
         """
         self.recorder.take()  # what gradients of the last picture made the network look at
         sample = self.subject.show(image)
         looks = self.recorder.take()
         content = None if sample is None else sample.img_shape
+        self.size = self.size or tuple(looks[0].image.shape[1:])
         views = []
         for number, look in enumerate(looks, 1):
             view = name if len(looks) == 1 else f'{name}, crop {number} of {len(looks)}'
@@ -152,7 +167,7 @@ class Viewer:
             maps = [*look.maps, *self._gradients(look)]
             photo = photograph(picture, most=PHOTO_BYTES // len(looks))
             views.append(View(view, photo, pack_layers(maps, picture.shape[:2], MAPS_BYTES // len(looks))))
-        return views
+        return sample, views
 
     def _gradients(self, look: Look) -> Iterator[Map]:
         if 'over-focus' in self.kinds:
@@ -199,7 +214,7 @@ def _layers(maps: Sequence[Map], size: tuple[int, int], side: int) -> Iterator[L
         heads, grey = [], []
         for one in own:
             palette = 'cells' if kind == 'cells' else 'signed' if is_signed(one) else 'positive'
-            heads.append(Head(one.head, palette, tell(one, size)))
+            heads.append(Head(one.head, palette, tuple(f'{end:.3g}' for end in value_range(one)), tell(one, size)))
             grey.append(_to_grey(one, size, side))
         if kind == 'cells':
             _, content = cv2.imencode('.png', np.vstack(grey), [cv2.IMWRITE_PNG_BILEVEL, 1])
@@ -261,7 +276,7 @@ def tell(one: Map, size: tuple[int, int]) -> str:
         size (tuple[int, int]): Height and width of the picture that it lies over, in pixels.
     """
     if one.kind == 'cells':
-        return f'{one.values.sum()} of {one.values.size} cells are chosen'
+        return f'{one.values.sum()} of {one.values.size} cells are chosen, the others dark'
     rows, columns = (max(min(-int(-n // length), m), 1) for n, length, m in zip(size, one.cell, one.values.shape))
     row, column = np.unravel_index(one.values[:rows, :columns].argmax(), (rows, columns))
     low, high = float(one.values.min()), float(one.values.max())

@@ -58,17 +58,18 @@ async function draw() {
   paint(pixels, one.palette);
   context.putImageData(pixels, 0, 0);
   stage.classList.toggle('over', one.palette !== CELLS);
-  drawLegend(one.palette);
+  drawLegend(one);
   told.textContent = `${shown.name}: ${own.what}, ${own.name}, ${one.name}; ${one.told}.`;
-  told.dataset.drawn = number;
+  map.setAttribute('aria-label', told.textContent);
 }
 
-function drawLegend(palette) {
-  legend.parentElement.hidden = palette === CELLS;
+function drawLegend(one) {
+  legend.parentElement.hidden = one.palette === CELLS;
+  [legend.previousElementSibling.textContent, legend.nextElementSibling.textContent] = one.ends;
   const context = legend.getContext('2d');
   const pixels = context.createImageData(256, 1);
   for (let i = 0; i < 256; i++) pixels.data[4 * i] = i;
-  paint(pixels, palette);
+  paint(pixels, one.palette);
   context.putImageData(pixels, 0, 0);
 }
 

@@ -70,13 +70,14 @@ class TestSet:
         if subject.cfg is None:
             raise UserError(f'{subject.name!r} has no test set; give pictures')
         cli.check_data(subject.cfg, 'test_dataloader')
-        self.dataset = DATASETS.build(subject.cfg.test_dataloader.dataset)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells every step
+            dataset = DATASETS.build(subject.cfg.test_dataloader.dataset)
         steps = {type_name(step['type']): step for step in predict.innermost_dataset(subject.cfg).pipeline}
         # Nothing that resizes: predictions are of the size of the file as well.
         kept = {name: step for name, step in steps.items() if name.startswith(('Load', 'Pack'))}
         annotated = any(name.endswith('Annotations') for name in kept)
         self.reader = Compose(list(kept.values())) if annotated else None
-        infos = (self.dataset.get_data_info(i) for i in range(len(self.dataset)))
+        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
         self.infos = {Path(info['img_path']).resolve(): info for info in infos}
 
     def paths(self, count: int) -> list[str]:
@@ -101,6 +102,9 @@ class TestSet:
         sample = self.reader(dict(info))['data_samples']
         if not ('gt_instances' in sample or 'gt_sem_seg' in sample):
             return None
+        for objects in (sample.get('gt_instances', {}), sample.get('ignored_instances', {})):
+            if 'bboxes' in objects:
+                objects.bboxes = getattr(objects.bboxes, 'tensor', objects.bboxes)
         sample.set_metainfo(dict(instances=info.get('instances', [])))
         return sample
 
@@ -150,7 +154,7 @@ class Scorer:
         from mmdet.evaluation.functional.mean_ap import tpfp_default
 
         found, real, ignored = (
-            {key: np.asarray(getattr(value, 'tensor', value).cpu()) for key, value in objects.items() if key in KEYS}
+            {key: np.asarray(value.cpu()) for key, value in objects.items() if key in KEYS}
             for objects in (sample.pred_instances, truth.gt_instances, truth.ignored_instances)
         )
         kept = found['scores'] >= self.score_thr
@@ -204,7 +208,7 @@ class Scorer:
                 continue
             metric = CocoMetric(metric=kind, classwise=True)
             metric.dataset_meta = dict(classes=self.classes)
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells every step
+            with contextlib.redirect_stdout(io.StringIO()):
                 measured[name, kind] = metric.compute_metrics(self.objects)
         # Without a single detection the metric has nothing to say.
         whole = [
