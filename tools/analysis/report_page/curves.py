@@ -105,7 +105,8 @@ def read_curves(work_dir: Path) -> list[Curve]:
         curve = _thin(Curve(key, unit, steps, [values[step] for step in steps]))
         if curve.finite:
             curves.append(curve)
-    return sorted(curves, key=lambda curve: (curve.name not in FIRST, curve.name in of_training))
+    places = {name: place for place, name in enumerate(FIRST)}
+    return sorted(curves, key=lambda curve: (places.get(curve.name, len(FIRST)), curve.name in of_training))
 
 
 def _lines(files: Sequence[Path]) -> Iterator[dict]:
