@@ -52,7 +52,7 @@ async function draw() {
   const height = maps.naturalHeight / own.heads.length;
   map.width = maps.naturalWidth;
   map.height = height;
-  const context = map.getContext('2d');
+  const context = map.getContext('2d', { willReadFrequently: true });
   context.drawImage(maps, 0, -height * head.selectedIndex);
   const pixels = context.getImageData(0, 0, map.width, map.height);
   paint(pixels, one.palette);
@@ -66,7 +66,7 @@ async function draw() {
 function drawLegend(one) {
   legend.parentElement.hidden = one.palette === CELLS;
   [legend.previousElementSibling.textContent, legend.nextElementSibling.textContent] = one.ends;
-  const context = legend.getContext('2d');
+  const context = legend.getContext('2d', { willReadFrequently: true });
   const pixels = context.createImageData(256, 1);
   for (let i = 0; i < 256; i++) pixels.data[4 * i] = i;
   paint(pixels, one.palette);
