@@ -391,6 +391,16 @@ def test_all_that_a_network_has_can_be_chosen(network, kinds, photos, tmp_path):
             assert grey.shape[0] % len(layer['heads']) == 0 and grey.std() > 1
 
 
+def test_each_crop_is_a_view(seg, tmp_path):
+    sizes = ['model.test_cfg.mode=slide', 'model.test_cfg.crop_size=(64,64)', 'model.test_cfg.stride=(64,64)']
+    page = write(tmp_path, seg.config, '--num-images', 2, '--cfg-options', *sizes)
+    root = parse(page)
+    views = [view['name'] for view in json.loads(root.find(".//script[@id='data']").text)['views']]
+    names = list(dict.fromkeys(view.partition(',')[0] for view in views))
+    assert views == [f'{name}, crop {i} of 4' for name in names for i in range(1, 5)] and len(names) == 2  # of 128×96
+    assert [button.get('data-view') for button in root.iter('button')] == ['0', '4']
+
+
 @pytest.mark.parametrize(
     ('args', 'told'),
     [

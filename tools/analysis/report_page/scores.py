@@ -134,10 +134,10 @@ class Scorer:
         Returns:
             Score | None: How well they agree, or None of what is neither objects nor labels of pixels.
         """
-        if 'pred_sem_seg' in sample and 'gt_sem_seg' in truth:
-            return self._add_labels(sample, truth)
         if 'pred_instances' in sample and 'gt_instances' in truth:
             return self._add_objects(sample, truth)
+        if 'pred_sem_seg' in sample and 'gt_sem_seg' in truth:
+            return self._add_labels(sample, truth)
         return None
 
     def _add_labels(self, sample: Any, truth: Any) -> Score:
@@ -255,14 +255,14 @@ def describe(sample: Any, part: str, classes: Sequence[str], score_thr: float) -
         classes (Sequence[str]): Names of the classes.
         score_thr (float): Score of the predicted objects that count, 0 to 1.
     """
-    if f'{part}_sem_seg' in sample:
-        labels = getattr(sample, f'{part}_sem_seg').data.flatten().cpu()
-        counts = Counter(dict(zip(*(values.tolist() for values in labels.unique(return_counts=True)))))
-        parts = [f'{classes[i]} {n / len(labels):.0%}' for i, n in counts.most_common() if i < len(classes)]
-    elif f'{part}_instances' in sample:
+    if f'{part}_instances' in sample:
         objects = getattr(sample, f'{part}_instances')
         labels = objects.labels[objects.scores >= score_thr] if part == 'pred' else objects.labels
         parts = [f'{n} {classes[i]}' for i, n in Counter(labels.tolist()).most_common()]
+    elif f'{part}_sem_seg' in sample:
+        labels = getattr(sample, f'{part}_sem_seg').data.flatten().cpu()
+        counts = Counter(dict(zip(*(values.tolist() for values in labels.unique(return_counts=True)))))
+        parts = [f'{classes[i]} {n / len(labels):.0%}' for i, n in counts.most_common() if i < len(classes)]
     else:
         return 'as drawn'
     others = [f'{len(parts) - NAMED} more classes'] if len(parts) > NAMED else []
