@@ -244,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject = Subject(args.network, args.checkpoint, args.device or get_device(), args.cfg_options, args.size)
     kinds = kinds_of(subject, args.show)
     test_set, why = find_test_set(subject, args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     paths = args.images or test_set.paths(max(args.measure or 0, args.count))
     scorer = None
     if subject.cfg is not None:
@@ -265,7 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = viewer.size
 
     measured = any(one.score for one in scored)
-    order = f'The worst of {len(scored)} first.' if measured else why or 'Without truth, in the order given.'
+    order = why or 'Without truth, in the order given.'
+    if measured:
+        order = f'The {len(shown)} on which the model is worst, of {len(scored)} that were measured; the worst first.'
     page = Page(
         title=Path(args.network).stem if subject.cfg is not None else args.network,
         summary=summary_table(subject, counter, size, Path(shown[0].path).name),
@@ -279,7 +282,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         origin=shlex.join(['python', 'tools/analysis/report.py', *(sys.argv[1:] if argv is None else argv)]),
         speed=[speed_table(subject, shown[0].path, size)] if args.speed else [],
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(render(page), encoding='utf-8')
     print(args.out)
 
