@@ -1,7 +1,7 @@
 """Train, test and show FCViT on generated scenes: Semantic FPN for segmentation, Mask R-CNN for detection.
 
 Each step is a command of this repository; the commands and what they print go to a log. What is finished is kept: a
-second run goes on where the first one stopped.
+second run goes on where the first one stopped. At the end there is a page about each model, for a browser.
 """
 
 import argparse
@@ -31,7 +31,7 @@ KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': '1000000000', 'MALLOC_TRIM_THRESHOLD_':
 # Simpler scenes than the other configs have: one or two objects of four classes.
 SCENES = 'data/demo --size 128 96 --classes 4 --objects 1 2 --shares 0 1 0 --empty 0 --crowd 0'.split()
 # Seconds on two cores of an AMD EPYC, 2026-11-26; their proportion tells the time left.
-SCENES_SECONDS, TRAIN_SECONDS, TEST_SECONDS = 20, (45, 80), 12
+SCENES_SECONDS, TRAIN_SECONDS, TEST_SECONDS, REPORT_SECONDS = 20, (45, 80), 12, 20
 
 
 def plan(work_dir: Path, seed: int) -> list[Test]:
@@ -135,8 +135,19 @@ def draw_sheet(folders: list[Path], path: Path, columns: int = 3, rows: int = 2)
     cv2.imwrite(str(path), np.vstack(lines))
 
 
+def report_of(test: Test) -> Path:
+    """Where the page about a model goes."""
+    return test.start.folder / 'report.html'
+
+
+def report_command(test: Test) -> list[str | Path]:
+    """The script that writes the page about a model, and its arguments; all validation scenes are measured."""
+    options = ['--measure', '100', '--num-images', '8', '--out', report_of(test)]
+    return ['tools/analysis/report.py', test.config, '--checkpoint', test.start.checkpoint, *options]
+
+
 def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
-    """Draw the scenes, train and test, and lay out pictures as soon as there are some.
+    """Draw the scenes, train and test, lay out pictures as soon as there are some, and write a page about each model.
 
     Args:
         tests (list[Test]): The tests, with their trainings.
@@ -152,6 +163,9 @@ def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
             progress.run(f'testing {test.name}', TEST_SECONDS, test.run)
         draw_sheet([test.pictures for test in tests[:number]], sheet)
         progress.bar.write(f'{test.name}: pictures of truth and prediction in {sheet}', file=sys.stderr)
+    for test in tests:
+        if not report_of(test).exists():
+            progress.run(f'report on {test.name}', REPORT_SECONDS, partial(run_script, *report_command(test)))
 
 
 def main() -> None:
@@ -169,7 +183,8 @@ def main() -> None:
     tests = plan(work_dir, args.seed)
     to_train = sum(seconds for test, seconds in zip(tests, TRAIN_SECONDS) if not test.start.result_file.exists())
     to_test = TEST_SECONDS * sum(not test.result_file.exists() for test in tests)
-    progress = Progress(SCENES_SECONDS + to_train + to_test, log)
+    to_report = REPORT_SECONDS * sum(not report_of(test).exists() for test in tests)
+    progress = Progress(SCENES_SECONDS + to_train + to_test + to_report, log)
     try:
         run_all(tests, progress, sheet)
     except KeyboardInterrupt:
@@ -189,6 +204,9 @@ def main() -> None:
     print('\nPictures (truth on the left, prediction on the right):')
     for path in [sheet, *(test.pictures for test in tests)]:
         print(f'  {path}')
+    print('\nA page about each model, for a browser:')
+    for test in tests:
+        print(f'  {report_of(test)}')
     print(f'\n{(time.monotonic() - start) / 60:.1f} minutes')
 
 

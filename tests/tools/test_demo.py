@@ -10,6 +10,7 @@ import torch
 from mmseg.evaluation import IoUMetric
 
 from tools import demo, driver
+from tools.analysis import report
 
 from .utils import ROOT
 
@@ -54,6 +55,32 @@ def test_goes_on_where_it_stopped(commands, tmp_path):
     test.run()
     assert len(commands) == 3  # nothing was left to do
     assert f'load_from={test.start.checkpoint}' in after.start.command()
+
+
+def test_ends_with_a_page_about_each_model(monkeypatch, tmp_path):
+    tests = demo.plan(tmp_path, seed=0)
+    for training in (training for test in tests for training in (test.start, test)):
+        training.folder.mkdir(parents=True)
+        (training.folder / 'last_checkpoint').write_text(str(training.folder / 'last.pth'))
+        training.result_file.write_text('{}')
+    recorded = []
+
+    def run(*words, **kwargs):
+        recorded.append(words)
+        if '--out' in words:
+            Path(words[words.index('--out') + 1]).write_text('a page')
+
+    monkeypatch.setattr(demo, 'run_script', run)
+    monkeypatch.setattr(demo, 'draw_sheet', lambda folders, path: None)
+    demo.run_all(tests, demo.Progress(100, tmp_path / 'log.txt'), tmp_path / 'sheet.jpg')
+    assert [words[0] for words in recorded] == ['tools/data/make_mini.py', *['tools/analysis/report.py'] * 2]
+    for test, words in zip(tests, recorded[1:]):
+        args = report.parse_args([str(word) for word in words[1:]])
+        assert (ROOT / args.network).exists() and args.checkpoint == test.start.checkpoint
+        assert args.out == demo.report_of(test) and args.measure == 100 > args.count
+
+    demo.run_all(tests, demo.Progress(100, tmp_path / 'log.txt'), tmp_path / 'sheet.jpg')
+    assert len(recorded) == 4  # the pages are there; the scenes look for themselves
 
 
 def test_metrics_are_scaled_by_their_names(commands, tmp_path):

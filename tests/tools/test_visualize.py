@@ -73,6 +73,17 @@ def test_all_that_a_network_has_is_drawn(network, kinds, picture, tmp_path, caps
         assert cv2.imread(str(path)).std() > 5  # not blank
 
 
+def test_pictures_do_not_leak_into_each_other(picture, tmp_path):
+    paths = [tmp_path / 'a.png', tmp_path / 'b.png']
+    for path in paths:
+        path.write_bytes(Path(picture).read_bytes())
+    argv = ['timm:resnet18', *map(str, paths), '--size', '64x96', '--show', 'features', 'field', '--device', 'cpu']
+    visualize.main([*argv, '--out-dir', str(tmp_path / 'out')])
+    for kind in ('features', 'field'):
+        first, second = (cv2.imread(str(tmp_path / f'out/{name}-{kind}.jpg')) for name in 'ab')
+        assert np.array_equal(first, second), kind
+
+
 def test_a_model_of_a_config_and_its_checkpoint(seg, tmp_path, capsys):
     config, checkpoint = str(seg.config), str(seg.checkpoint)
     argv = [config, '--num-images', '2', '--show', 'similarity', '--out-dir', str(tmp_path), '--device', 'cpu']

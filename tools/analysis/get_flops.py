@@ -91,9 +91,12 @@ class CostCounter(TorchFunctionMode):
         self.operators = FlopCounterMode(display=False, custom_mapping=formulas)
         self.running = [('', network)]  # the innermost last
         self.settled = 0
+        self.handles = []
         for name, module in network.named_modules():
-            module.register_forward_pre_hook(partial(self._enter, name))
-            module.register_forward_hook(partial(self._leave, name))
+            self.handles += [
+                module.register_forward_pre_hook(partial(self._enter, name)),
+                module.register_forward_hook(partial(self._leave, name)),
+            ]
 
     def __enter__(self) -> 'CostCounter':
         self.operators.__enter__()
@@ -103,6 +106,8 @@ class CostCounter(TorchFunctionMode):
         super().__exit__(*error)
         self.operators.__exit__(*error)
         self._settle()
+        for handle in self.handles:
+            handle.remove()
 
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
         """Note what a layer puts out."""

@@ -85,6 +85,7 @@ class Artist:
 
     def draw(self, image: str) -> dict[str, np.ndarray]:
         """Show the network a picture, and draw a sheet for each kind but ``'filters'``."""
+        self.recorder.take()  # what the fields of the last picture made the network look at
         sample = self.subject.show(image)
         looks = self.recorder.take()
         content = None if sample is None else sample.img_shape
