@@ -73,6 +73,19 @@ def test_all_that_a_network_has_is_drawn(network, kinds, picture, tmp_path, caps
         assert cv2.imread(str(path)).std() > 5  # not blank
 
 
+def test_the_glance_has_the_shape_of_the_picture(tmp_path):
+    """The cells span 64×128 of the 60×100 pixels; what fills them up is not shown, and a disc stays round."""
+    scene = cv2.circle(np.full((60, 100, 3), 128, np.uint8), (40, 30), 20, (255, 255, 255), -1)
+    cv2.imwrite(str(tmp_path / 'scene.png'), scene)
+    visualize.main(['FlexViT:tiny', str(tmp_path / 'scene.png'), '--show', 'questions', '--out-dir', str(tmp_path)])
+    height, width = 96, 160
+    sheet = cv2.imread(str(tmp_path / 'scene-questions.jpg'))[CAPTION_HEIGHT : CAPTION_HEIGHT + height]
+    glance = sheet[:, width + GAP : 2 * width + GAP].astype(int)
+    assert np.abs(glance - cv2.resize(scene, (width, height))).mean() < 5
+    (_, (across, down), _) = cv2.fitEllipse(cv2.findNonZero((glance[..., 0] > 190).astype(np.uint8)))
+    assert 0.9 < across / down < 1.1
+
+
 def test_a_model_of_a_config_and_its_checkpoint(seg, tmp_path, capsys):
     config, checkpoint = str(seg.config), str(seg.checkpoint)
     argv = [config, '--num-images', '2', '--show', 'similarity', '--out-dir', str(tmp_path), '--device', 'cpu']

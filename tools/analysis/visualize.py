@@ -113,9 +113,9 @@ class Artist:
         for layer in dict.fromkeys(one.layer for one in maps):
             panels = [caption(fit(picture, PANEL), layer)]
             if kind == 'questions' and look.glance is not None and layer.startswith('FlexViT'):
-                glance = self.subject.picture(look.glance)
-                panels.append(caption(cv2.resize(glance, panels[0].shape[1::-1]), 'glance'))
-                panels[-1] = panels[-1][: len(panels[0])]
+                zoom = self.subject.backbone.zoom  # without what fills up the batch and the last cells
+                glance = self.subject.picture(look.glance, [-(-side // zoom) for side in picture.shape[:2]])
+                panels.append(caption(fit(glance, PANEL), 'glance'))
             for one in maps:
                 if one.layer == layer:
                     drawn = overlay(picture, one.values, one.cell, signed=kind == 'similarity')
