@@ -25,6 +25,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvisattn.errors import UserError
+
 from mmengine.config import Config
 from scipy.stats import t
 
@@ -323,7 +325,7 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
         try:
             for future in done.values():
                 future.result()
-        except (KeyboardInterrupt, RuntimeError) as error:
+        except (KeyboardInterrupt, RuntimeError, UserError) as error:
             pool.shutdown(cancel_futures=True)
             sys.exit(f'{error or "stopped"}; the same command goes on where this one stopped')
 
