@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import mmdet
 import mmseg
-import pytest
 
 from .utils import run_command, run_tool
 
@@ -27,7 +26,6 @@ def scalars(work_dir: Path) -> Path:
 
 
 def test_analyze_logs(det, seg, tmp_path):
-    pytest.importorskip('seaborn', reason='the packages of requirements/tests.txt are not installed')
     drawn = [tmp_path / f'{name}.png' for name in ('loss', 'metric', 'seg')]
     run(mmdet, 'analyze_logs.py', 'plot_curve', scalars(det.work_dir), '--keys', 'loss_cls', '--out', drawn[0])
     last = ['--keys', 'bbox_mAP', '--eval-interval', 3]

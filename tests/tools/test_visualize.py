@@ -98,6 +98,34 @@ def test_a_model_of_a_config_and_its_checkpoint(seg, tmp_path, capsys):
         assert np.abs(sheet[:, :width].astype(int) - sheet[:, -width:]).mean() < 3  # what JPEG leaves of it
 
 
+def test_some_layers_and_narrower(picture, tmp_path, capsys):
+    words = ['FCViT:tiny', picture, '--size', '64x96', '--show', 'similarity', '--out-dir', str(tmp_path / 'out')]
+    sizes = []
+    for flags in ([], ['--layers', 'stage 3'], ['--layers', 'stage 3', '--width', '300']):
+        visualize.main([*words, *flags])
+        sizes.append(cv2.imread(str(tmp_path / 'out/scene-similarity.jpg')).shape[:2])
+    (rows, width), (some, same), (low, narrow) = sizes
+    assert (rows + GAP) * 5 == (some + GAP) * 13 and same == width  # of 3, 3, 5 and 2 blocks
+    assert narrow == 300 and low == round(some * 300 / width)
+    with pytest.raises(SystemExit):
+        visualize.main([*words, '--layers', 'stage 5'])
+    assert (
+        "--layers 'stage 5': no layer of similarity has this in its name; there are stage 1" in capsys.readouterr().err
+    )
+
+
+def test_filters_of_a_layer(tmp_path, capsys):
+    words = ['DefocusRetNet:base', '--show', 'filters', '--out-dir', str(tmp_path)]
+    heights = []
+    for flags in ([], ['--layers', 'layer 12']):
+        visualize.main([*words, *flags])
+        heights.append(len(cv2.imread(str(tmp_path / 'filters.png'))))
+    assert heights[0] == pytest.approx(3 * heights[1], abs=2)
+    with pytest.raises(SystemExit):
+        visualize.main([*words, '--layers', 'stage 1'])
+    assert "--layers 'stage 1': no filter is in a layer of such a name; there are layer 1" in capsys.readouterr().err
+
+
 def test_what_a_network_lacks_is_told(picture, tmp_path, capsys):
     with pytest.raises(SystemExit):
         visualize.main(['FCViT:tiny', picture, '--show', 'cells', '--out-dir', str(tmp_path)])
