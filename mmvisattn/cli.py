@@ -29,7 +29,7 @@ CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 # What mmengine reads from the top of a config beside the runner's own arguments.
 TOP_LEVEL_KEYS = {
     *inspect.signature(Runner).parameters,
-    *('compile', 'custom_imports', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type'),
+    *('compile', 'custom_imports', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy'),
     *('sync_bn', 'tta_model', 'tta_pipeline'),
 }
 # What is answered in one line; the second is what compat raises about a file that is no checkpoint, or an unsafe one.

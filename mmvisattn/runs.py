@@ -162,6 +162,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    if type_name(cfg.get('strategy', {}).get('type')) == 'FSDPStrategy':  # which else takes a GPU
+        cfg.strategy.model_wrapper = {'device_id': 'cpu', **(cfg.strategy.get('model_wrapper') or {})}
     cfg.sync_bn = None
     _replace_sync_bn(cfg.model)
 

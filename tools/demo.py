@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from mmvisattn import cli
+
 import cv2
 import numpy as np
 import torch
@@ -168,6 +170,7 @@ def run_all(tests: list[Test], progress: Progress, sheet: Path) -> None:
             progress.run(f'report on {test.name}', REPORT_SECONDS, partial(run_script, *report_command(test)))
 
 
+@cli.one_line_errors
 def main() -> None:
     """Run the demo and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

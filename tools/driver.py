@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvisattn.runs import latest_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 # What mmseg's IoUMetric tells per cent; mmdet tells shares of one.
 PER_CENT = {'aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'}
@@ -83,9 +85,12 @@ class Training:
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint that it wrote last."""
-        pointer = self.folder / 'last_checkpoint'
-        return pointer.read_text().strip() if pointer.exists() else None
+        """The newest whole checkpoint that it wrote, or None where there is none.
+
+        Raises:
+            UserError: If there are checkpoints and none is whole.
+        """
+        return latest_checkpoint(self.folder)
 
     @property
     def result_file(self) -> Path:

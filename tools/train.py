@@ -114,6 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_auto_scale_lr(cfg)
     runs.make_resumable(cfg)
     if args.resume:
+        if type_name(cfg.get('strategy', {}).get('type')) == 'FSDPStrategy':
+            raise UserError(
+                '--resume does not go with FSDPStrategy: mmengine gives torch the optimizer in an order of arguments '
+                'that torch no longer has; begin from the weights, with --load-from CHECKPOINT'
+            )
         cfg.resume = True
         cfg.load_from = runs.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if cfg.load_from is None:

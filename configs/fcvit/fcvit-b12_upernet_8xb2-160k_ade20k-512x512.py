@@ -4,7 +4,7 @@
 _base_ = [
     '../_base_/runtime.py',
     'mmseg::_base_/models/upernet_r50.py',
-    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/datasets/ade20k.py',
     '../_base_/schedules/adamw-layer-decay_160k.py',
     'mmseg::_base_/default_runtime.py',
 ]

@@ -9,6 +9,7 @@ ext        ``mmcv._ext`` on the kernels of torchvision, where mmcv is not compil
 weights    mmengine's checkpoints are loaded with ``weights_only`` (:mod:`.checkpoint`)
 packages   ``mmdet::`` and ``mmseg::`` without ``pkg_resources`` (:mod:`.packages`)
 workers    spawned processes take the measures as well, and the run ends where one dies (:mod:`.workers`)
+losses     class weights in mmseg's cross entropy beside void pixels (:mod:`.losses`)
 ========== =================================================================================================
 """
 
@@ -16,7 +17,7 @@ import logging
 import os
 from typing import NamedTuple
 
-from . import checkpoint, mmcv_ext, packages, workers
+from . import checkpoint, losses, mmcv_ext, packages, workers
 
 ENVIRONMENT_VARIABLE = 'MMVISATTN_COMPAT'
 
@@ -25,6 +26,7 @@ MEASURES = {
     'weights': checkpoint.install,
     'packages': packages.install,
     'workers': workers.install,
+    'losses': losses.install,
 }
 
 

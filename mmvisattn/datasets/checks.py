@@ -28,7 +28,8 @@ def check_runner(runner: Runner, *loaders: str) -> None:
     """
     for name in loaders:
         dataset = build_dataset(runner, name)
-        if not getattr(dataset, 'return_classes', False):  # else the model reads their names
+        # Where it returns their names the model reads these; FlexibleRunner builds the model when it trains.
+        if not getattr(dataset, 'return_classes', False) and isinstance(runner.model, nn.Module):
             check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
         if name == 'train_dataloader':
             check_masks(dataset, runner.cfg)

@@ -2,10 +2,12 @@
 
 from typing import cast
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..checkpoint.loading import compare, filter_weights, log_report, weights_of
 from ..errors import UserError
@@ -25,11 +27,15 @@ def report_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     Raises:
         UserError: If no key of the file fits the model.
     """
+    sharded = isinstance(model, FullyShardedDataParallel)
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = cast(nn.Module, model.module)
     given = weights_of(checkpoint)
     weights = filter_weights(model, given)
     expected = model.state_dict()
+    if sharded:  # a process has a part of each, so that names alone can be compared
+        names = [name.replace('_fsdp_wrapped_module.', '') for name in expected]
+        expected = {name: weights.get(name, torch.empty(0)) for name in names}
     report = compare(expected, weights)
     source = f'weights of {type(model).__name__} from the checkpoint'
     if not report.loaded:

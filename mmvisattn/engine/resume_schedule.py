@@ -36,7 +36,8 @@ def follow_config(runner: Runner, checkpoint: dict) -> None:
     optimizer, schedulers = runner.optim_wrapper, runner.param_schedulers or []
     if 'optimizer' not in checkpoint or not isinstance(optimizer, OptimWrapper) or not isinstance(schedulers, list):
         return
-    groups, saved_groups = optimizer.param_groups, checkpoint['optimizer']['param_groups']
+    # Of several groups mmengine keeps one more, without parameters, whose learning rate it logs as `base_lr`.
+    groups, saved_groups = optimizer.optimizer.param_groups, checkpoint['optimizer']['param_groups']
     sizes = [len(group['params']) for group in groups], [len(group['params']) for group in saved_groups]
     if sizes[0] != sizes[1]:
         raise UserError(
@@ -44,6 +45,9 @@ def follow_config(runner: Runner, checkpoint: dict) -> None:
             f'{sum(sizes[0])} in {len(sizes[0])}: its model, `frozen_stages` or `paramwise_cfg` is another; resume '
             'with the config of the checkpoint, or set `load_from` without `--resume` to start anew from its weights'
         )
+    base, saved_base = optimizer.base_param_settings, checkpoint['optimizer'].get('base_param_settings')
+    if base and saved_base:
+        groups, saved_groups = [*groups, base], [*saved_groups, saved_base]
     saved = checkpoint.get('param_schedulers', [])
     names = {scheduler.param_name for scheduler in schedulers}
     told = [*_follow_groups(groups, saved_groups, names), *_differences(schedulers, saved)]

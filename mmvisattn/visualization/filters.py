@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models.backbones import defocus_mamba
 from ..models.layers import BandpassFilter
 from .over_focus import frequency_response
@@ -49,7 +50,7 @@ def response_in_time(rate: Tensor, freq: Tensor, length: int) -> Tensor:
     return (rate.double().unsqueeze(-1) * steps).exp() * (freq.double().unsqueeze(-1) * steps).cos()
 
 
-def draw_filters(network: nn.Module, path: Path, length: int = 256, components: int = 8) -> None:
+def draw_filters(network: nn.Module, path: Path, length: int = 256, components: int = 8, layers: str = '') -> None:
     """Draw the filters of the first, middle and last layer, in time on the left and in frequency on the right.
 
     Args:
@@ -57,10 +58,17 @@ def draw_filters(network: nn.Module, path: Path, length: int = 256, components: 
         path (Path): The picture.
         length (int): Number of tokens. Defaults to 256.
         components (int): How many to draw of a layer, evenly spread. Defaults to 8.
+        layers (str): Of the layers that have this in their name. Defaults to ``''``, of all.
+
+    Raises:
+        UserError: If no layer has.
     """
     from matplotlib.figure import Figure
 
-    filters = list(bandpass_filters(network))
+    filters = [one for one in bandpass_filters(network) if layers in one[0]]
+    if not filters:
+        names = [name for name, *_ in bandpass_filters(network)]
+        raise UserError(f'--layers {layers!r}: no filter is in a layer of such a name; there are {", ".join(names)}')
     shown = [filters[i] for i in sorted({0, len(filters) // 2, len(filters) - 1})]
     figure = Figure(figsize=(11, 2.6 * len(shown)), layout='constrained')
     omega = torch.linspace(0, torch.pi, 512, dtype=torch.float64)

@@ -290,6 +290,26 @@ def test_resume_with_other_weight_decay_takes_the_config_s(tmp_path, told):
     assert 'weight_decay 0.01 then, 0.5 now' in line
 
 
+def test_resume_with_a_group_for_each_parameter(tmp_path, told):
+    """As layer-wise decay has them; mmengine adds a group to its own list, and none to the checkpoint's."""
+
+    def run(folder, iterations, lr=0.01, **kwargs):
+        wrapper = dict(optimizer=dict(type='AdamW', lr=lr, weight_decay=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))
+        schedule = [dict(type='PolyLR', by_epoch=False, end=9)]
+        return train(folder, iterations, seed=1, schedule=schedule, optim_wrapper=wrapper, **kwargs).optim_wrapper
+
+    whole = run(tmp_path / 'whole', 6)
+    run(tmp_path / 'parts', 3)
+    resumed = run(tmp_path / 'parts', 6, resume=True)
+    assert told == [] and len(resumed.optimizer.param_groups) == 6
+    assert resumed.get_lr() == whole.get_lr()
+    for one, two in zip(whole.optimizer.param_groups, resumed.optimizer.param_groups):
+        torch.testing.assert_close(one['params'], two['params'], rtol=0, atol=0)
+    run(tmp_path / 'other', 3)
+    other = run(tmp_path / 'other', 6, lr=0.02, resume=True)
+    assert 'lr' in told[0] and other.get_lr() == {key: [2 * lr for lr in lrs] for key, lrs in whole.get_lr().items()}
+
+
 def test_resume_with_another_optimizer_is_refused(tmp_path):
     train(tmp_path, 2, seed=1)
     other = dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))

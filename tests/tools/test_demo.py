@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmvisattn.errors import UserError
+
 import pytest
 import torch
 from mmseg.evaluation import IoUMetric
@@ -24,7 +26,7 @@ def commands(monkeypatch):
         recorded.append(words)
         folder = Path(words[words.index('--work-dir') + 1])
         if 'tools/train.py' in words:
-            (folder / 'last_checkpoint').write_text(str(folder / 'iter_100.pth'))
+            torch.save({'weight': torch.ones(1)}, folder / 'iter_100.pth')
             if '--resume' not in words:
                 raise KeyboardInterrupt
         else:
@@ -83,11 +85,27 @@ def test_ends_with_a_page_about_each_model(monkeypatch, tmp_path):
     assert len(recorded) == 4  # the pages are there; the scenes look for themselves
 
 
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    test, after = demo.plan(tmp_path, seed=0)
+    folder = test.start.folder
+    folder.mkdir(parents=True)
+    assert '--resume' not in test.start.command()  # nothing to go on from
+    for number in (100, 200):
+        torch.save({'weight': torch.ones(1)}, folder / f'iter_{number}.pth')
+    os.truncate(folder / 'iter_200.pth', 200)  # killed while it was written
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_200.pth'))
+    assert test.start.checkpoint == str(folder / 'iter_100.pth')
+    assert '--resume' in test.start.command() and f'load_from={folder / "iter_100.pth"}' in after.start.command()
+    os.truncate(folder / 'iter_100.pth', 0)
+    with pytest.raises(UserError, match='no checkpoint in .* is whole'):
+        test.start.command()
+
+
 def test_metrics_are_scaled_by_their_names(commands, tmp_path):
     test, _ = demo.plan(tmp_path, seed=0)
     for training in (test.start, test):
         training.folder.mkdir(parents=True)
-    (test.start.folder / 'last_checkpoint').write_text('iter_100.pth')
+    torch.save({'weight': torch.ones(1)}, test.start.folder / 'iter_100.pth')
     test.run()
     assert dict(test.shares) == {'mIoU': pytest.approx(0.008), 'pixel accuracy': pytest.approx(0.8)}
     assert driver.as_share('coco/bbox_mAP', 0.8) == 0.8

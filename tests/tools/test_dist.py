@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from .utils import TOOLS, read_log, read_metrics, run_command, run_tool
 
@@ -58,6 +60,35 @@ def test_dist_train_two_processes(name, shipped_configs, tmp_path):
     if not torch.cuda.is_available():
         assert text.count('over gloo') == 1
     assert len(list(tmp_path.glob('*_1.pth'))) == 1
+
+
+def test_sharded_training_saves_whole_weights(shipped_configs, tmp_path):
+    sharded = ['runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy', 'strategy.state_dict_cfg=full']
+    sharded += ['strategy.model_wrapper.use_orig_params=True']
+    config = shipped_configs['seg']
+    done = run_command(
+        *('bash', TOOLS / 'dist_train.sh', config, 2, '--work-dir', tmp_path / 'sharded', '--cfg-options', *sharded),
+        PORT=free_port(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(read_log(tmp_path / 'sharded')[0]['loss'])
+    checkpoint = torch.load(tmp_path / 'sharded/iter_1.pth', weights_only=False)
+    saved = checkpoint['state_dict']
+    assert set(checkpoint['optimizer']['state']) < set(saved)  # by name, as it is put together from parts
+    init_default_scope('mmseg')
+    whole = MODELS.build(Config.fromfile(config).model).state_dict()
+    assert {name: value.shape for name, value in saved.items()} == {name: x.shape for name, x in whole.items()}
+    run_tool('train', config, '--work-dir', tmp_path / 'one', '--load-from', tmp_path / 'sharded/iter_1.pth')
+    assert f'{len(whole)} keys loaded, 0 missing' in log_text(tmp_path / 'one')
+
+
+def test_sharded_training_cannot_be_resumed(shipped_configs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_tool(
+            *('train', shipped_configs['seg'], '--work-dir', tmp_path, '--resume'),
+            *('--cfg-options', 'runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy'),
+        )
+    assert '--resume does not go with FSDPStrategy' in capsys.readouterr().err
 
 
 def test_dist_test_measures_what_one_process_does(seg, tmp_path):

@@ -84,6 +84,19 @@ def test_pictures_do_not_leak_into_each_other(picture, tmp_path):
         assert np.array_equal(first, second), kind
 
 
+def test_the_glance_has_the_shape_of_the_picture(tmp_path):
+    """The cells span 64×128 of the 60×100 pixels; what fills them up is not shown, and a disc stays round."""
+    scene = cv2.circle(np.full((60, 100, 3), 128, np.uint8), (40, 30), 20, (255, 255, 255), -1)
+    cv2.imwrite(str(tmp_path / 'scene.png'), scene)
+    visualize.main(['FlexViT:tiny', str(tmp_path / 'scene.png'), '--show', 'questions', '--out-dir', str(tmp_path)])
+    height, width = 96, 160
+    sheet = cv2.imread(str(tmp_path / 'scene-questions.jpg'))[CAPTION_HEIGHT : CAPTION_HEIGHT + height]
+    glance = sheet[:, width + GAP : 2 * width + GAP].astype(int)
+    assert np.abs(glance - cv2.resize(scene, (width, height))).mean() < 5
+    (_, (across, down), _) = cv2.fitEllipse(cv2.findNonZero((glance[..., 0] > 190).astype(np.uint8)))
+    assert 0.9 < across / down < 1.1
+
+
 def test_a_model_of_a_config_and_its_checkpoint(seg, tmp_path, capsys):
     config, checkpoint = str(seg.config), str(seg.checkpoint)
     argv = [config, '--num-images', '2', '--show', 'similarity', '--out-dir', str(tmp_path), '--device', 'cpu']
@@ -94,6 +107,34 @@ def test_a_model_of_a_config_and_its_checkpoint(seg, tmp_path, capsys):
     for sheet in sheets:  # the same weights twice, side by side
         width = (sheet.shape[1] - GAP) // 2
         assert np.abs(sheet[:, :width].astype(int) - sheet[:, -width:]).mean() < 3  # what JPEG leaves of it
+
+
+def test_some_layers_and_narrower(picture, tmp_path, capsys):
+    words = ['FCViT:tiny', picture, '--size', '64x96', '--show', 'similarity', '--out-dir', str(tmp_path / 'out')]
+    sizes = []
+    for flags in ([], ['--layers', 'stage 3'], ['--layers', 'stage 3', '--width', '300']):
+        visualize.main([*words, *flags])
+        sizes.append(cv2.imread(str(tmp_path / 'out/scene-similarity.jpg')).shape[:2])
+    (rows, width), (some, same), (low, narrow) = sizes
+    assert (rows + GAP) * 5 == (some + GAP) * 13 and same == width  # of 3, 3, 5 and 2 blocks
+    assert narrow == 300 and low == round(some * 300 / width)
+    with pytest.raises(SystemExit):
+        visualize.main([*words, '--layers', 'stage 5'])
+    assert (
+        "--layers 'stage 5': no layer of similarity has this in its name; there are stage 1" in capsys.readouterr().err
+    )
+
+
+def test_filters_of_a_layer(tmp_path, capsys):
+    words = ['DefocusRetNet:base', '--show', 'filters', '--out-dir', str(tmp_path)]
+    heights = []
+    for flags in ([], ['--layers', 'layer 12']):
+        visualize.main([*words, *flags])
+        heights.append(len(cv2.imread(str(tmp_path / 'filters.png'))))
+    assert heights[0] == pytest.approx(3 * heights[1], abs=2)
+    with pytest.raises(SystemExit):
+        visualize.main([*words, '--layers', 'stage 1'])
+    assert "--layers 'stage 1': no filter is in a layer of such a name; there are layer 1" in capsys.readouterr().err
 
 
 def test_what_a_network_lacks_is_told(picture, tmp_path, capsys):

@@ -25,12 +25,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvisattn.errors import UserError
+
 from mmengine.config import Config
-from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from tools.analysis.get_flops import count
+from tools.analysis.intervals import half_width
 from tools.driver import ROOT, Test, Training, run_script
 
 
@@ -325,7 +327,7 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
         try:
             for future in done.values():
                 future.result()
-        except (KeyboardInterrupt, RuntimeError) as error:
+        except (KeyboardInterrupt, RuntimeError, UserError) as error:
             pool.shutdown(cancel_futures=True)
             sys.exit(f'{error or "stopped"}; the same command goes on where this one stopped')
 
@@ -390,8 +392,7 @@ def place(scale: Scale, variant: str, base: str, plans: Sequence[dict[str, list[
     shares = [value / statistics.mean(ends) for value in values]
     if len(shares) == 1:
         return f'{shares[0]:.2f}'
-    half = float(t.ppf(0.975, len(shares) - 1)) * statistics.stdev(shares) / len(shares) ** 0.5
-    mean = statistics.mean(shares)
+    half, mean = half_width(shares), statistics.mean(shares)
     return f'{mean:.2f} ({mean - half:.2f}–{mean + half:.2f})'
 
 

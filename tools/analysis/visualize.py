@@ -13,6 +13,7 @@ A model that tests crop by crop gets a row for each crop. What is drawn, by ``--
 Examples:
     python tools/analysis/visualize.py CONFIG street.jpg --checkpoint CHECKPOINT --out-dir pictures
     python tools/analysis/visualize.py CONFIG --num-images 100 --checkpoint CHECKPOINT --show cells
+    python tools/analysis/visualize.py CONFIG street.jpg --show similarity --layers "stage 3" --width 1000
     python tools/analysis/visualize.py CONFIG street.jpg --checkpoint EARLY.pth LATE.pth --show similarity
     python tools/analysis/visualize.py timm:resnet50 street.jpg --size 224x224 --show features field
 """
@@ -41,6 +42,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
+from tools.analysis.measure import parse_count
 from tools.analysis.subjects import Subject, add_arguments, check_images, stem
 
 PANEL = 160  # longer side of a panel, pixels, where there are many
@@ -59,6 +61,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--show', nargs='+', choices=[*KINDS, *MORE_KINDS], help='what to draw; default: all that the network has'
     )
+    parser.add_argument(
+        '--layers',
+        default='',
+        metavar='TEXT',
+        help='only layers with this in the name that the drawing has; default: all',
+    )
+    parser.add_argument('--width', type=parse_count, metavar='PIXELS', help='shrink drawings that are wider')
     parser.add_argument('--out-dir', default='work_dirs/looks', help='where the drawings go; default: %(default)s')
     return parser.parse_args(argv)
 
@@ -75,10 +84,11 @@ class Artist:
     Args:
         subject (Subject): The network.
         kinds (Sequence[str]): What to draw.
+        layers (str): What the name of a layer has in it to be drawn. Defaults to ``''``, all.
     """
 
-    def __init__(self, subject: Subject, kinds: Sequence[str]) -> None:
-        self.subject, self.kinds = subject, kinds
+    def __init__(self, subject: Subject, kinds: Sequence[str], layers: str = '') -> None:
+        self.subject, self.kinds, self.layers = subject, kinds, layers
         self.recorder = Recorder(subject.model, [kind for kind in kinds if kind in KINDS])
         self.frequency: np.ndarray | None = None  # how often each cell was chosen
         self.looks = 0
@@ -101,7 +111,12 @@ class Artist:
         return {kind: stack_rows(rows) for kind, rows in sheets.items()}
 
     def _rows(self, kind: str, look: Look, picture: np.ndarray) -> list[np.ndarray]:
-        maps = look.of_kind(kind)
+        maps = [one for one in look.of_kind(kind) if self.layers in one.layer]
+        if look.of_kind(kind) and not maps:
+            names = dict.fromkeys(one.layer for one in look.of_kind(kind))
+            raise UserError(
+                f'--layers {self.layers!r}: no layer of {kind} has this in its name; there are {"; ".join(names)}'
+            )
         if kind == 'field':
             return [self._fields(look, picture)]
         if kind == 'over-focus':
@@ -114,9 +129,9 @@ class Artist:
         for layer in dict.fromkeys(one.layer for one in maps):
             panels = [caption(fit(picture, PANEL), layer)]
             if kind == 'questions' and look.glance is not None and layer.startswith('FlexViT'):
-                glance = self.subject.picture(look.glance)
-                panels.append(caption(cv2.resize(glance, panels[0].shape[1::-1]), 'glance'))
-                panels[-1] = panels[-1][: len(panels[0])]
+                zoom = self.subject.backbone.zoom  # without what fills up the batch and the last cells
+                glance = self.subject.picture(look.glance, [-(-side // zoom) for side in picture.shape[:2]])
+                panels.append(caption(fit(glance, PANEL), 'glance'))
             for one in maps:
                 if one.layer == layer:
                     drawn = overlay(picture, one.values, one.cell, signed=kind == 'similarity')
@@ -141,6 +156,8 @@ class Artist:
         (network,) = sequence_backbones(self.subject.model)
         panels = [caption(fit(picture, PANEL), 'seen by the last token')]
         for layer, values, share in token_fields(network, look.image):
+            if self.layers not in layer:
+                continue
             side = network.patch_embed.projection.stride[0]
             drawn = overlay(picture, np.log10(np.maximum(values, values.max() * 1e-4)), (side, side))
             panels.append(caption(fit(drawn, PANEL), f'{layer}: {share:.1%} of the others'))
@@ -197,6 +214,13 @@ def features_row(picture: np.ndarray, one: Map) -> np.ndarray:
     return join_panels([*panels, caption(fit(channels, 2 * len(panels[0])), f'{topk} strongest channels')])
 
 
+def shrunk(sheet: np.ndarray, width: int | None) -> np.ndarray:
+    """A drawing that is no wider than that."""
+    if width is None or sheet.shape[1] <= width:
+        return sheet
+    return cv2.resize(sheet, (width, round(len(sheet) * width / sheet.shape[1])), interpolation=cv2.INTER_AREA)
+
+
 def find_targets(images: Sequence[str], kinds: Sequence[str], out_dir: Path) -> dict[tuple[str, str], Path]:
     """Where the drawing of each picture and kind is to be written.
 
@@ -232,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if 'filters' in kinds:
         for number, subject in enumerate(subjects, 1):
             written.append(out_dir / f'filters{f"-{number}" if len(subjects) > 1 else ""}.png')
-            draw_filters(subject.model, written[-1])
-    artists = [Artist(subject, [kind for kind in kinds if kind != 'filters']) for subject in subjects]
+            draw_filters(subject.model, written[-1], layers=args.layers)
+    artists = [Artist(subject, [kind for kind in kinds if kind != 'filters'], args.layers) for subject in subjects]
     for image in tqdm(images, desc='pictures', disable=len(images) < 2):
         drawn = [artist.draw(image) for artist in artists]
         for kind in drawn[0]:
@@ -241,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if len(sheets) > 1:
                 sheets = [caption(sheet, Path(path).name) for sheet, path in zip(sheets, args.checkpoint)]
             written.append(targets[image, kind])
-            cv2.imwrite(str(written[-1]), join_panels(sheets), [cv2.IMWRITE_JPEG_QUALITY, 90])
+            sheet = shrunk(join_panels(sheets), args.width)
+            cv2.imwrite(str(written[-1]), sheet, [cv2.IMWRITE_JPEG_QUALITY, 90])
     if len(images) > 1 and all(artist.frequency is not None for artist in artists):
         written.append(out_dir / 'chosen-often.jpg')
         cv2.imwrite(str(written[-1]), join_panels([artist.draw_frequency() for artist in artists]))
