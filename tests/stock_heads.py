@@ -164,12 +164,14 @@ def _connect_stages(model: ConfigDict) -> None:
 
 
 def _connect_pyramid(model: ConfigDict) -> None:
-    """The stages, the pyramid of a stock neck, and FlexAttention between its first and third level."""
+    """The stages, the pyramid of a stock neck, and FlexAttention between two levels of it that every such head reads."""
     if not model.get('neck'):
         model.neck = ConfigDict(type='FPN', in_channels=WIDTHS, out_channels=PYRAMID, num_outs=4)
         _set_channels(model, [PYRAMID] * 4)
     _connect_stages(model)
-    flex = dict(in_channels=model.neck.out_channels, low_level=2, high_level=0, num_layers=1, num_heads=2, mlp_ratio=2)
+    low_level = min(model.neck.get('num_outs', len(model.neck.in_channels)) - 1, 3)
+    flex = dict(low_level=low_level, high_level=low_level - 1, num_layers=1, num_heads=2, mlp_ratio=2)
+    flex.update(in_channels=model.neck.out_channels)
     model.neck = [model.neck, ConfigDict(flex, type=f'mmvisattn.{NECK}')]
 
 
