@@ -164,7 +164,7 @@ def _connect_stages(model: ConfigDict) -> None:
 
 
 def _connect_pyramid(model: ConfigDict) -> None:
-    """The stages, the pyramid of a stock neck, and FlexAttention between two levels of it that every such head reads."""
+    """The stages, the pyramid of a stock neck, and FlexAttention between two levels that every such head reads."""
     if not model.get('neck'):
         model.neck = ConfigDict(type='FPN', in_channels=WIDTHS, out_channels=PYRAMID, num_outs=4)
         _set_channels(model, [PYRAMID] * 4)
