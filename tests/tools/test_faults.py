@@ -21,6 +21,7 @@ from PIL import Image
 from .utils import ROOT, TOOLS, read_log, run_command, run_tool
 
 ADE = 'ade/ADEChallengeData2016'
+MINUTES_OF_KILLS = 60  # at most; some where nothing else runs
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def told(capsys):
 
 def kill_and_resume(config: Path, kills: int, *options: str) -> None:
     tool = TOOLS / 'analysis/kill_and_resume.py'
-    done = run_command('python', tool, config, '--kills', kills, '--cfg-options', *options)
+    done = run_command(
+        'python', tool, config, '--kills', kills, '--cfg-options', *options, timeout=MINUTES_OF_KILLS * 60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf'{kills} kills of (\d+) trainings: \1 of them ended with the same weights', done.stdout)
 
@@ -54,6 +57,7 @@ def test_killed_trainings_end_with_the_same_weights(seg_config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(MINUTES_OF_KILLS * 60)
 @pytest.mark.parametrize(
     ('name', 'length'),
     [('seg', ['train_cfg.max_iters=12']), ('det', ['train_cfg.max_epochs=4', 'train_cfg.val_interval=2'])],

@@ -9,7 +9,6 @@ from mmvisattn.inference import memory
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from .utils import read_log, run_tool
 
@@ -119,7 +118,8 @@ def test_channels_that_the_model_does_not_take(seg_config, det_config, data_of, 
 def test_a_detector_of_four_channels(det_config, data_of, tmp_path, refused):
     root = data_of(rgba)
     run = ['train', det_config, '--work-dir', tmp_path / 'work', '--cfg-options', 'train_cfg.max_epochs=1']
-    run += [f'train_dataloader.dataset.data_root={root}/coco/', UNCHANGED[0], 'model.backbone.in_channels=4']
+    run += [*UNCHANGED, 'model.backbone.in_channels=4']
+    run += [f'{name}_dataloader.dataset.data_root={root}/coco/' for name in ('train', 'val')]
     # Changing the order of colours, mmdet drops what is behind the first three.
     assert 'of which 3 come out of `model.data_preprocessor`, and the backbone takes 4' in refused(*run)
     one = ['model.data_preprocessor.mean=[120]', 'model.data_preprocessor.std=[60]']
@@ -130,16 +130,15 @@ def test_a_detector_of_four_channels(det_config, data_of, tmp_path, refused):
 def test_pictures_that_are_too_large_for_the_memory(seg, mini_data, tmp_path, refused, monkeypatch):
     root = Path(shutil.copytree(mini_data, tmp_path / 'mini'))
     pictures = {name: sorted((root / ADE / 'images' / name).iterdir()) for name in ('training', 'validation')}
-    for path in [*pictures['training'], pictures['validation'][0]]:
-        if path == pictures['training'][0] or path.parent.name == 'validation':
-            Image.new('RGB', (8000, 8000)).save(path, format='PNG', compress_level=1)
-            label = root / ADE / 'annotations' / path.parent.name / f'{path.stem}.png'
-            Image.new('L', (8000, 8000), 1).save(label, compress_level=1)
-        else:
-            path.unlink()  # every batch has the large one
+    large = cv2.imencode('.png', np.ones((8000, 8000), np.uint8))[1].tobytes()
+    for path in [pictures['training'][0], pictures['validation'][0]]:
+        path.write_bytes(large)
+        (root / ADE / 'annotations' / path.parent.name / f'{path.stem}.png').write_bytes(large)
+    for path in pictures['training'][1:]:
+        path.unlink()  # every batch has the large one
     monkeypatch.setattr(memory, 'free_memory', lambda device: 8 * 2**30)
-    training = options_for(root, 'train_cfg.val_interval=9')
-    run_tool('train', seg.config, '--work-dir', tmp_path / 'work', *training)  # of which parts are cropped
+    small = f'val_dataloader.dataset.data_root={mini_data / ADE}'
+    train(seg.config, tmp_path / 'work', options_for(root, small))  # of which parts are cropped
     told = 'labels of 8000×8000 pixels and 150 classes take 35.8 GiB of memory, and 8.0 are free'
     line = refused('test', seg.config, seg.checkpoint, '--work-dir', tmp_path / 'test', *options_for(root))
     assert told in line and '--slice 1024' in line
