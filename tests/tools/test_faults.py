@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from mmvisattn import cli, runs
@@ -158,6 +161,27 @@ def test_worker_that_is_killed_ends_the_run(seg_config, tmp_path, told):
     options = ['train_dataloader.num_workers=1', 'train_cfg.max_iters=1000', 'train_dataloader.persistent_workers=True']
     line = told('train', config, '--work-dir', tmp_path, '--cfg-options', *options)
     assert 'a worker of the data loader was killed' in line and '`train_dataloader.num_workers`' in line
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='another system does not tell a process of the end of its parent')
+def test_workers_end_with_a_training_that_is_killed(tmp_path):
+    script = (
+        'import multiprocessing, sys, time\nfrom mmvisattn import runs\n'
+        'with runs.sole_run(sys.argv[1]):\n'
+        "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        '    worker.start()\n    print(worker.pid, flush=True)\n    time.sleep(600)\n'
+    )
+    command = [sys.executable, '-c', script, str(tmp_path / 'work')]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    status = Path(f'/proc/{int(training.stdout.readline())}/stat')
+    assert status.exists()
+    training.kill()
+    training.wait()
+    for _ in range(100):
+        if not status.exists() or ') Z ' in status.read_text():  # gone, or about to be taken away
+            return
+        time.sleep(0.1)
+    pytest.fail('the worker is still there')
 
 
 @pytest.mark.slow
