@@ -11,7 +11,7 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 ENVIRONMENTS := oldest compiled onedl
 VENVS := .venv $(ENVIRONMENTS:%=.venv-%)
 
-.PHONY: demo test quick docs test-heads $(ENVIRONMENTS:%=test-%) lint clean
+.PHONY: demo test quick docs test-heads test-backends $(ENVIRONMENTS:%=test-%) lint clean
 
 demo: .venv/.installed
 	$(RUN) tools/demo.py
@@ -33,6 +33,11 @@ quick: .venv/.installed
 test-heads: .venv/.installed
 	$(RUN) -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/heads.txt
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_stock_heads.py
+
+# A training that writes for TensorBoard and for Weights & Biases, offline.
+test-backends: .venv/.installed
+	$(RUN) -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/backends.txt
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/tools/test_backends.py
 
 $(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)

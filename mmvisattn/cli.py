@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
@@ -64,14 +65,21 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
                 return main(*args, **kwargs)
         except ANSWERED as error:
             message = str(error)
-        except RuntimeError as error:
-            if LOST_WORKER not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                message = (
+                    f'memory ran out: {_last_line(error)}; smaller batches or pictures need less (in training '
+                    '`train_dataloader.batch_size`, `model.backbone.with_cp=True` and --amp; large pictures by tiles: '
+                    'tools/predict.py --slice 1024)'
+                )
+            elif LOST_WORKER in str(error):
+                _silence_torch()
+                message = (
+                    f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; '
+                    'set `train_dataloader.num_workers` lower, and go on with --resume'
+                )
+            else:
                 raise
-            _silence_torch()
-            message = (
-                f'a worker of the data loader was killed, most often because memory ran out: {_last_line(error)}; set '
-                '`train_dataloader.num_workers` lower, and go on with --resume'
-            )
         if 'Original Traceback' in message:  # of a worker of the data loader
             message = _last_line(message).partition('Error: ')[2]
         sys.stdout.flush()
@@ -79,6 +87,12 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
         sys.exit(2)
 
     return wrapped
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or the CPU."""
+    no_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return no_memory or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -200,7 +214,18 @@ def load_config(path: str, cfg_options: dict | None = None) -> Config:
         )
     cfg.default_scope = scope
     check_model_options(cfg.model)
+    _check_mean(cfg)
     return cfg
+
+
+def _check_mean(cfg: Config) -> None:
+    """Refuse a mean of other than 1 or 3 values, which are all that mmengine's preprocessor takes, and so mmdet's."""
+    mean = (cfg.model.get('data_preprocessor') or {}).get('mean')
+    if cfg.default_scope == 'mmdet' and isinstance(mean, list | tuple) and len(mean) not in (1, 3):
+        raise UserError(
+            f'`model.data_preprocessor.mean` has {len(mean)} values, and mmdet takes 1 or 3; for pictures of other '
+            'channels set `mean` and `std` to one value for all, and `bgr_to_rgb=False`'
+        )
 
 
 def is_remote(path: str) -> bool:
@@ -417,6 +442,8 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     add_hook(cfg, 'CheckpointReportHook')
+    if cfg.default_scope == 'mmseg':
+        add_hook(cfg, 'PictureSizeHook')
     _follow_workers(cfg)
     _check_backends(cfg)
     _check_loop(cfg)

@@ -1,10 +1,12 @@
 """What guards a run: checkpoints that it can resume from, a work directory of its own, nothing half written."""
 
+import ctypes
 import logging
 import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ if sys.platform != 'win32':
     import fcntl
 
 LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
+LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process is sent when its parent ends
 
 
 def make_resumable(cfg: Config) -> None:
@@ -128,14 +132,19 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _leave_locks_to_the_parent() -> None:
-    """In a forked process, such as a data loader's worker, which may outlive a killed training by some seconds."""
+def _belong_to_the_run() -> None:
+    """In a forked process, such as a data loader's worker: leave the locks to the training, and end with it.
+
+    Where a training is killed, torch has a worker wait for ever until somebody reads the batches that it has ready.
+    """
+    if LOCKS and LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while LOCKS:
         os.close(LOCKS.pop())
 
 
 if sys.platform != 'win32':
-    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+    os.register_at_fork(after_in_child=_belong_to_the_run)
 
 
 def build_runner(cfg: Config) -> Runner:

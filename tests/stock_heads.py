@@ -34,6 +34,8 @@ NETWORKS = {
     'DefocusRetNet': dict(arch=TRANSFORMER, pretrain_size=64),
     'FlexViT': dict(arch=TRANSFORMER, pretrain_size=64),
 }
+NECK = 'FlexAttentionNeck'  # on FCViT, after the neck that the stock model has, or an FPN where it has none
+COLUMNS = [*NETWORKS, NECK]
 
 HEADS = {
     'RetinaNet': 'mmdet/retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -132,11 +134,20 @@ def replace_backbone(model: ConfigDict, network: str) -> None:
 
     FCViT has four maps as a ResNet has. A plain network has one: a head of a single scale takes the map itself, all
     others the simple pyramid of it.
+
+    Args:
+        model (ConfigDict): The stock model, changed in place.
+        network (str): One of :data:`COLUMNS`.
     """
+    with_neck = network == NECK
+    if with_neck:
+        network = 'FCViT'
     backbone = dict(NETWORKS[network], type=f'mmvisattn.{network}')
     model.pop('pretrained', None)
     model.backbone = ConfigDict(backbone)
-    if network == 'FCViT':
+    if with_neck:
+        _connect_pyramid(model)
+    elif network == 'FCViT':
         _connect_stages(model)
     else:
         _connect_map(model)
@@ -150,6 +161,18 @@ def _connect_stages(model: ConfigDict) -> None:
         neck.in_channels = WIDTHS[-maps:]
     else:
         _set_channels(model, WIDTHS)
+
+
+def _connect_pyramid(model: ConfigDict) -> None:
+    """The stages, the pyramid of a stock neck, and FlexAttention between two levels that every such head reads."""
+    if not model.get('neck'):
+        model.neck = ConfigDict(type='FPN', in_channels=WIDTHS, out_channels=PYRAMID, num_outs=4)
+        _set_channels(model, [PYRAMID] * 4)
+    _connect_stages(model)
+    low_level = min(model.neck.get('num_outs', len(model.neck.in_channels)) - 1, 3)
+    flex = dict(low_level=low_level, high_level=low_level - 1, num_layers=1, num_heads=2, mlp_ratio=2)
+    flex.update(in_channels=model.neck.out_channels)
+    model.neck = [model.neck, ConfigDict(flex, type=f'mmvisattn.{NECK}')]
 
 
 def _connect_map(model: ConfigDict) -> None:
@@ -192,6 +215,12 @@ def _set_channels(model: ConfigDict, channels: list[int]) -> None:
         head.in_channels = channels[index] if isinstance(index, int) else [channels[i] for i in index]
         if 'c1_in_channels' in head:
             head.c1_in_channels = channels[0]
+
+
+def takes_pyramid(head: str) -> bool:
+    """Whether a stock model works on several scales, between which FlexAttentionNeck can stand."""
+    model = load(head).model
+    return len(model.neck.in_channels) > 1 if model.get('neck') else not _is_single_scale(model)
 
 
 def load(head: str) -> Config:
@@ -278,7 +307,7 @@ def run(head: str, network: str) -> None:
 
     Args:
         head (str): Name of the model in :data:`HEADS`.
-        network (str): Name of the backbone in :data:`NETWORKS`.
+        network (str): One of :data:`COLUMNS`.
 
     Raises:
         AssertionError: If something is not finite, a picture is without an answer or a parameter without a gradient.

@@ -16,7 +16,7 @@ from mmvisattn.datasets.files import IMAGE_SUFFIXES, read_head
 from mmvisattn.datasets.recipe import Choices
 from mmvisattn.engine import report_checkpoint
 from mmvisattn.errors import UserError
-from mmvisattn.inference import CocoResults, Prediction, predict_sliced, save_labels
+from mmvisattn.inference import CocoResults, Prediction, check_labels_fit, predict_sliced, save_labels
 from mmvisattn.registry import type_name
 
 import cv2
@@ -32,7 +32,8 @@ from mmengine.structures import PixelData
 from mmengine.visualization import Visualizer
 from torch import nn
 
-DRAWN_SIDE = 4096  # pixels of the longer side of a drawn picture of tiles; the visualizers need 150 bytes a pixel
+DRAWN_BYTES = 150  # of memory that the visualizers need for a pixel
+DRAWN_SIDE = 4096  # pixels of the longer side of a drawn picture of tiles
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 
@@ -228,21 +229,6 @@ def build_visualizer(cfg: Config, model: nn.Module) -> Visualizer:
     return visualizer
 
 
-def read(pipeline: Compose, image: Path) -> np.ndarray:
-    """A picture as the pipeline's first step reads it, (H, W, 3), 8 bits, BGR.
-
-    Raises:
-        UserError: If that step cannot read it, or it has no 8 bits a channel.
-    """
-    try:
-        picture = pipeline.transforms[0](dict(img_path=str(image)))['img']
-    except Exception as error:  # readers say it in many ways
-        raise UserError('it cannot be read: damaged, or no picture of a kind that the pipeline reads') from error
-    if picture.dtype != np.uint8:
-        raise UserError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
-    return picture
-
-
 class Predictor:
     """A model, its test pipeline, and what draws its predictions.
 
@@ -268,7 +254,7 @@ class Predictor:
         )
 
     def read(self, image: Path) -> np.ndarray:
-        """A picture as the pipeline's first step reads it, (H, W, 3), 8 bits, BGR.
+        """A picture as the pipeline's first step reads it, 8 bits: (H, W, 3) BGR, or what `color_type` makes of it.
 
         Raises:
             UserError: If that step cannot read it, or it has no 8 bits a channel.
@@ -286,18 +272,24 @@ class Predictor:
 
     @torch.no_grad()
     def sample(self, picture: np.ndarray) -> Any:
-        """The toolbox's data sample of a picture (H, W, 3), 8 bits, BGR, with the prediction."""
+        """The toolbox's data sample of a picture, 8 bits, with the prediction."""
         (sample,) = self.model.test_step(pseudo_collate([self.pipeline(dict(img=picture, img_id=0))]))
         return sample
 
     def predict(self, picture: np.ndarray) -> Prediction:
-        """The prediction of a picture (H, W, 3), 8 bits, BGR, by tiles where it is larger than one."""
+        """The prediction of a picture, 8 bits, by tiles where it is larger than one.
+
+        Raises:
+            UserError: If the memory is not enough for it.
+        """
         if self.side is None:
+            check_labels_fit(self.model, *picture.shape[:2], DRAWN_BYTES)
             return Prediction(self.sample(picture))
         return predict_sliced(self.sample, picture, self.side, self.overlap, self.score_thr)
 
     def draw(self, name: str, picture: np.ndarray, prediction: Prediction) -> np.ndarray:
-        """A picture (H, W, 3), 8 bits, BGR, with its prediction drawn over it."""
+        """A picture, 8 bits, with its prediction drawn over it, (H, W, 3), BGR."""
+        picture = to_bgr(picture)
         sample: Any = prediction.sample
         if 'pred_sem_seg' in sample:
             # mmseg's visualizer indexes arrays by it, and numpy takes a tensor of one element for a number.
@@ -319,6 +311,13 @@ class Predictor:
         rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         self.visualizer.add_datasample(name, rgb, sample, draw_gt=False, **self.options)
         return cv2.cvtColor(self.visualizer.get_image(), cv2.COLOR_RGB2BGR)
+
+
+def to_bgr(picture: np.ndarray) -> np.ndarray:
+    """Three channels that can be drawn, (H, W, 3): those of a colour picture, the first one of any other."""
+    if picture.ndim == 3 and picture.shape[2] in (3, 4):
+        return picture[..., :3]
+    return np.repeat(np.atleast_3d(picture)[..., :1], 3, axis=2)
 
 
 def shrink(sample: Any, size: tuple[int, int], times: float) -> Any:
@@ -415,7 +414,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             broken += 1
             reason = str(error)
-            if not isinstance(error, UserError):  # perhaps not the picture's fault
+            if cli.out_of_memory(error):
+                reason = f'memory ran out ({reason}); cut it into tiles: --slice 1024'
+            elif not isinstance(error, UserError):  # perhaps not the picture's fault
                 traceback.print_exc()
                 reason = f'{type(error).__name__}, see above'
             print(f'error: {image} is not drawn: {reason}', file=sys.stderr)

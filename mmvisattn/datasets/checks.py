@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError, nearest
 from ..registry import type_name
 from .files import count, listed, sample
+from .pictures import check_pictures
 from .recipe import OTHER_CLASSES, dicts, processes
 
 
@@ -23,14 +24,15 @@ def check_runner(runner: Runner, *loaders: str) -> None:
         loaders (str): Names of its data loaders, such as ``'train_dataloader'``.
 
     Raises:
-        UserError: If a dataset is empty or lacks what is read, or its classes are not those of the heads, or if
-            BatchNorm would see a single value.
+        UserError: If a dataset is empty or lacks what is read, its classes are not those of the heads, its pictures
+            have other channels than the model takes, or BatchNorm would see a single value.
     """
     for name in loaders:
         dataset = build_dataset(runner, name)
         # Where it returns their names the model reads these; FlexibleRunner builds the model when it trains.
         if not getattr(dataset, 'return_classes', False) and isinstance(runner.model, nn.Module):
             check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
+        check_pictures(runner, dataset, f'{name}.dataset')
         if name == 'train_dataloader':
             check_masks(dataset, runner.cfg)
             check_batch_of_one(runner)

@@ -99,6 +99,18 @@ def test_frozen_stages_stay(network, tmp_path):
     assert all(torch.equal(value, dict(backbone.named_buffers())[name]) for name, value in buffers.items())
 
 
+@pytest.mark.parametrize('network', BACKBONES, ids=lambda network: network.__name__)
+def test_checkpointing_of_activations_trains_to_the_same_weights(network, tmp_path):
+    trained = []
+    for with_cp in (False, True):
+        backbone = build(network, with_cp=with_cp, drop_path_rate=0.3)
+        runner = make_runner(tmp_path / str(with_cp), backbone, length=3, randomness=dict(seed=0))
+        runner.train()
+        trained.append(runner.model.state_dict())  # with the statistics of BatchNorm, which sees each batch once
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_average_of_weights_is_saved_and_resumed(tmp_path):
     hook = [dict(type='EMAHook', momentum=0.2)]
     build_net = lambda: build(FCViT)  # noqa: E731
@@ -200,8 +212,11 @@ def step_of_a_rank(rank: int, port: str, folder: str, names: list[str]) -> None:
         model = two_steps(build(MODELS.get(f'mmvisattn.{name}')), IMAGES[rank::2], wrap=True)
         if rank == 0:
             torch.save(weights(model), f'{folder}/{name}.pth')
-    # SyncBN asks for a GPU at its first step; what a CPU can show is that the layers are found.
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in convert_sync_batchnorm(build(FCViT)).modules())
+    # What a CPU can show of SyncBN is that the layers are found; its first step is refused.
+    synced = convert_sync_batchnorm(build(FCViT)).train()
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in synced.modules())
+    with pytest.raises(ValueError, match='SyncBatchNorm expected input tensor to be on'):
+        synced(torch.stack(IMAGES[:2]))
     dist.destroy_process_group()
 
 

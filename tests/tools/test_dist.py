@@ -102,6 +102,26 @@ def test_dist_test_measures_what_one_process_does(seg, tmp_path):
     assert all(one[key] == two[key] for key in ('mIoU', 'aAcc', 'mAcc'))
 
 
+@pytest.mark.parametrize(('first', 'then'), [(2, 1), (1, 2)])
+def test_resumed_in_another_number_of_processes(first, then, seg_config, tmp_path):
+    config = tmp_path / 'resumed.py'
+    config.write_text(f"_base_ = '{seg_config}'\n")
+    for processes, length in ((first, 2), (then, 4)):
+        # The same number of images in a step, all processes together.
+        options = [f'train_cfg.max_iters={length}', f'train_dataloader.batch_size={2 // processes}']
+        done = run_command(
+            *('bash', TOOLS / 'dist_train.sh', config, processes, '--work-dir', tmp_path / 'work', '--resume'),
+            *('--cfg-options', 'train_cfg.val_interval=4', *options),
+            PORT=free_port(),
+        )
+        assert done.returncode == 0, done.stderr
+    steps = [line for line in read_log(tmp_path / 'work') if 'loss' in line]
+    assert [line['step'] for line in steps] == [3, 4] and all(np.isfinite(line['loss']) for line in steps)
+    told = log_text(tmp_path / 'work')
+    assert f'resumed with another number of processes: {first} then, {then} now' in told
+    assert f'resumed with another batch size: {2 // first} then, {2 // then} now' in told
+
+
 def test_slurm_train(shipped_configs, srun, tmp_path):
     config, work_dir = shipped_configs['det'], tmp_path / 'work dir'
     done = run_command(

@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from mmvisattn import cli, runs
@@ -21,6 +24,7 @@ from PIL import Image
 from .utils import ROOT, TOOLS, read_log, run_command, run_tool
 
 ADE = 'ade/ADEChallengeData2016'
+MINUTES_OF_KILLS = 60  # at most; some where nothing else runs
 
 
 @pytest.fixture
@@ -44,7 +48,9 @@ def told(capsys):
 
 def kill_and_resume(config: Path, kills: int, *options: str) -> None:
     tool = TOOLS / 'analysis/kill_and_resume.py'
-    done = run_command('python', tool, config, '--kills', kills, '--cfg-options', *options)
+    done = run_command(
+        'python', tool, config, '--kills', kills, '--cfg-options', *options, timeout=MINUTES_OF_KILLS * 60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf'{kills} kills of (\d+) trainings: \1 of them ended with the same weights', done.stdout)
 
@@ -54,6 +60,7 @@ def test_killed_trainings_end_with_the_same_weights(seg_config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(MINUTES_OF_KILLS * 60)
 @pytest.mark.parametrize(
     ('name', 'length'),
     [('seg', ['train_cfg.max_iters=12']), ('det', ['train_cfg.max_epochs=4', 'train_cfg.val_interval=2'])],
@@ -154,6 +161,27 @@ def test_worker_that_is_killed_ends_the_run(seg_config, tmp_path, told):
     options = ['train_dataloader.num_workers=1', 'train_cfg.max_iters=1000', 'train_dataloader.persistent_workers=True']
     line = told('train', config, '--work-dir', tmp_path, '--cfg-options', *options)
     assert 'a worker of the data loader was killed' in line and '`train_dataloader.num_workers`' in line
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='another system does not tell a process of the end of its parent')
+def test_workers_end_with_a_training_that_is_killed(tmp_path):
+    script = (
+        'import multiprocessing, sys, time\nfrom mmvisattn import runs\n'
+        'with runs.sole_run(sys.argv[1]):\n'
+        "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        '    worker.start()\n    print(worker.pid, flush=True)\n    time.sleep(600)\n'
+    )
+    command = [sys.executable, '-c', script, str(tmp_path / 'work')]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    status = Path(f'/proc/{int(training.stdout.readline())}/stat')
+    assert status.exists()
+    training.kill()
+    training.wait()
+    for _ in range(100):
+        if not status.exists() or ') Z ' in status.read_text():  # gone, or about to be taken away
+            return
+        time.sleep(0.1)
+    pytest.fail('the worker is still there')
 
 
 @pytest.mark.slow

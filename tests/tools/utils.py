@@ -38,7 +38,7 @@ def run_tool(name: str, *args: object) -> None:
         torch.set_num_threads(threads)
 
 
-def run_command(*args: object, first_on_path: str = '', **env: str) -> subprocess.CompletedProcess:
+def run_command(*args: object, first_on_path: str = '', timeout: int = 800, **env: str) -> subprocess.CompletedProcess:
     """Run a command in a process of its own, with this Python first on the path."""
     folders = [first_on_path, str(Path(sys.executable).parent), os.environ['PATH']]
     path = {'PYTHONPATH': str(ROOT), 'PATH': os.pathsep.join(filter(None, folders))}
@@ -47,7 +47,7 @@ def run_command(*args: object, first_on_path: str = '', **env: str) -> subproces
         env={**os.environ, **path, 'OMP_NUM_THREADS': '1', **env},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=timeout,
     )
 
 

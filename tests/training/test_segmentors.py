@@ -1,8 +1,11 @@
 """Short real trainings through tools/train.py and tools/test.py: they must learn, not only run."""
 
+import numpy as np
 import pytest
 
-from .utils import SMALL_SEGMENTOR, ade_options, short, train
+from .utils import MINUTES, SMALL_SEGMENTOR, ade_options, short, train
+
+NOISE = 4  # mIoU in per cent, between trainings of 200 iterations that differ in the seed
 
 
 @pytest.mark.parametrize('config', ['fcvit-mini_fpn_ade20k', 'defocus-retnet-mini_upernet_ade20k'])
@@ -12,3 +15,17 @@ def test_segmentor_learns(data, tmp_path, config):
     assert scalars[-1]['loss'] < 0.7 * scalars[0]['loss']
     # Calling everything by the name of one class would give one of seven a part of 100.
     assert metrics['mIoU'] > 30, metrics
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 * MINUTES)
+def test_bfloat16_learns_as_float32(data, tmp_path):
+    options = [*ade_options(data), *short(200, 'iters')]
+    metrics = []
+    for flags in ((), ('--amp',)):
+        folder = tmp_path / f'work{len(flags)}'
+        scalars, measured = train('configs/mini/fcvit-mini_fpn_ade20k.py', folder, *options, flags=flags)
+        assert np.isfinite([line['loss'] for line in scalars]).all()
+        metrics.append(measured['mIoU'])
+    # Two seeds differ by as much.
+    assert metrics[0] != metrics[1] and abs(metrics[0] - metrics[1]) < NOISE

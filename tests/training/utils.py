@@ -24,9 +24,9 @@ def run(*command) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
-def train(config: str, work_dir: Path, *options: str) -> tuple[list[dict], dict]:
-    """The scalars that a training logged, and the metrics of a test of its last checkpoint."""
-    run('tools/train.py', config, '--work-dir', work_dir, '--cfg-options', *options)
+def train(config: str, work_dir: Path, *options: str, flags: tuple[str, ...] = ()) -> tuple[list[dict], dict]:
+    """The scalars that a training with some flags logged, and the metrics of a test of its last checkpoint."""
+    run('tools/train.py', config, '--work-dir', work_dir, *flags, '--cfg-options', *options)
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     scalars = [json.loads(line) for line in log.read_text().splitlines()]
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
