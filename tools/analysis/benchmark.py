@@ -59,6 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--memory-format', choices=['nchw', 'nhwc'], default='nchw', help=layout)
     parser.add_argument('--compile', action='store_true', help='time torch.compile of the networks')
     reports.add_arguments(parser)
+    reports.add_clock(parser)
     parser.add_argument('--plot', type=parse_output, metavar='FILE', help='draw time and memory against pixels')
     return parser.parse_args(argv)
 
@@ -117,7 +118,7 @@ def measure(names: Sequence[str], size: tuple[int, int], args: argparse.Namespac
             'parameters': sum(parameter.numel() for parameter in network.parameters()),
             'peak_mib': None if math.isnan(memory) else memory,
         })  # fmt: skip
-    times = times_in_turn(steps, args.rounds, args.device)
+    times = times_in_turn(steps, args.rounds, args.device, args.clock)
     return [{**result, 'seconds': times[result['name']]} for result in results]
 
 
