@@ -176,14 +176,14 @@ def time_major_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
     return y.permute(1, 2, 0)
 
 
-def scan_inputs(batch: int, length: int, device: torch.device) -> list[Tensor]:
+def scan_inputs(batch: int, length: int, device: torch.device, dim: int = SCAN_DIM) -> list[Tensor]:
     """Random inputs of the sizes that a De-focus Mamba gives to its scan."""
     generator = torch.Generator(device).manual_seed(0)
     u, delta, B, C = (
         torch.randn(batch, channels, length, generator=generator, device=device)
-        for channels in (SCAN_DIM, SCAN_DIM, SCAN_STATE, SCAN_STATE)
+        for channels in (dim, dim, SCAN_STATE, SCAN_STATE)
     )
-    A = -torch.arange(1.0, SCAN_STATE + 1, device=device).repeat(SCAN_DIM, 1)
+    A = -torch.arange(1.0, SCAN_STATE + 1, device=device).repeat(dim, 1)
     return [u, F.softplus(delta - 4), A, B, C]
 
 
