@@ -209,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot and args.plot.suffix not in PICTURE_SUFFIXES:
         raise UserError(f'--plot {str(args.plot)!r}: give a file that ends in one of {PICTURE_SUFFIXES}')
 
+    if args.memory_only:
+        args.rounds = 1
     torch.manual_seed(0)
     names = list(dict.fromkeys([*args.names, *(f'timm:{peer}' for peer in PEERS if args.peers)]))
     kind = [args.step, f'{args.amp} mixed' if args.amp else 'float32', args.memory_format.upper()]

@@ -75,7 +75,8 @@ def describe(report: dict) -> Iterator[str]:
     yield f'`{report["command"]}`'
     yield ''
     clock = '; times are those of the processor' if report.get('clock') == 'cpu' else ''
-    yield f'{device}, {threads} thread{"s" * (threads != 1)}; {versions}; {date}; {report["rounds"]} rounds{clock}.'
+    counts = [f'{n} {noun}{"s" * (n != 1)}' for n, noun in ((threads, 'thread'), (report['rounds'], 'round'))]
+    yield f'{device}, {counts[0]}; {versions}; {date}; {counts[1]}{clock}.'
 
 
 def lines(report: dict) -> Iterator[str]:
