@@ -29,7 +29,10 @@ from tools.driver import ROOT, run_script
 PAGE = ROOT / 'docs/performance.md'
 REPORTS = ROOT / 'docs/performance'
 # Those that may not have been made yet.
-COMMANDS = {'gpu': 'python tools/analysis/gpu.py'}
+COMMANDS = {
+    'compiled': 'python tools/analysis/compiled.py --step train',
+    'gpu': 'python tools/analysis/gpu.py',
+}
 
 
 def measure(name: str) -> None:
