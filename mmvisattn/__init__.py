@@ -1,5 +1,8 @@
 """Attention backbones and necks for OpenMMLab's detectors and segmentors."""
 
+from . import _threads  # noqa: F401  before mmengine loads torch
+
+# isort: split
 from mmengine.config.utils import MODULE2PACKAGE
 
 from . import compat

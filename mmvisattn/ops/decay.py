@@ -1,26 +1,46 @@
 """Decay of attention with distance, ``e^{λ(t−s)}``, as factors of queries and keys."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .common import is_traced
+from .common import is_exported, is_traced
 
 # Largest exponent of a factor of the decay. A masked product of query and key holds two of them, and float32 ends at
 # e^88: ten million are left for query and key themselves.
 MAX_EXPONENT = 36.0
 
 
-def decay_factors_fit(rate: Tensor, length: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`decay_factors` stay in the range of the type, which is not asked where a graph is recorded.
+def fastest_decays(rates: Sequence[Tensor | None]) -> Sequence[float | Tensor | None]:
+    """The fastest decay of each of several layers, with one wait for the device in place of one a layer.
+
+    Args:
+        rates (Sequence[Tensor | None]): λ of each head of each layer, (heads,), or None for no decay.
+
+    Returns:
+        Sequence[float | Tensor | None]: The smallest λ of each layer, for :func:`decay_factors_fit`. Where the compiler
+        records a graph a tensor () on the CPU; None where values cannot be asked for, in an exported graph or on
+        ``meta``, and where there is no decay.
+    """
+    known = [rate.detach().amin() for rate in rates if rate is not None and rate.device.type != 'meta']
+    if len(known) < len(rates) or not known or is_exported():
+        return [None] * len(rates)
+    fastest = torch.stack(known)
+    return fastest.cpu().unbind() if is_traced() else fastest.tolist()
+
+
+def decay_factors_fit(rate: Tensor, length: int, fastest: float | Tensor | None = None) -> bool:
+    """Whether :func:`decay_factors` stay in the range of float32, which is not asked where a graph is recorded.
 
     Args:
         rate (Tensor): λ of each head, (heads,).
         length (int): Number of positions.
-        dtype (torch.dtype): Type of queries and keys; float16 has too small a range.
+        fastest (float | Tensor, optional): The smallest λ, if it is known already. Defaults to None, to ask the device.
     """
-    if is_traced() or rate.device.type == 'meta' or dtype == torch.float16:
+    if is_traced() or rate.device.type == 'meta':
         return False  # the answer depends on a value, and a graph cannot
-    return rate.detach().amin().item() * length / 2 >= -MAX_EXPONENT
+    return float(rate.detach().amin() if fastest is None else fastest) * length / 2 >= -MAX_EXPONENT
 
 
 def decay_factors(rate: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,11 @@
 """A pair of 1×1 convolutions with a depthwise one between them, and many channels there."""
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .common import is_traced
 from .depthwise_conv import DepthwiseConv2d, depthwise_conv2d
+from .gelu_linear import gelu_linear
 from .pointwise_conv import PointwiseConv2d, pointwise_conv2d
 
 # Largest inner map on a CPU. Beyond it the allocator takes fresh pages from the system every time, and faulting them in
@@ -20,25 +18,25 @@ def inverted_bottleneck(
     expand: PointwiseConv2d,
     depthwise: DepthwiseConv2d,
     project: PointwiseConv2d,
-    activation: Callable[[Tensor], Tensor],
+    dropout: float = 0.0,
 ) -> Tensor:
-    """``project(activation(depthwise(expand(x))))``; on a CPU a large inner map never exists as a whole.
+    """``project(dropout(gelu(depthwise(expand(x)))))``; on a CPU a large inner map never exists as a whole.
 
     Args:
         x (Tensor): Input (B, C, H, W).
         expand (PointwiseConv2d): From C to the hidden channels.
         depthwise (DepthwiseConv2d): Over the hidden channels.
         project (PointwiseConv2d): From the hidden channels to the D that go out.
-        activation (Callable[[Tensor], Tensor]): Of the hidden channels, each by itself.
+        dropout (float): Rate at which the hidden channels are dropped. Defaults to 0.
 
     Returns:
         Tensor: (B, D, H, W).
     """
     if x.device.type == 'cpu' and not is_traced():
         hidden_bytes = x.numel() // x.shape[1] * expand.out_channels * x.element_size()
-        if hidden_bytes > MAX_HIDDEN_BYTES:
-            return _in_chunks(x, expand, depthwise, project, activation, -(-hidden_bytes // MAX_HIDDEN_BYTES))
-    return project(activation(depthwise(expand(x))))
+        return _in_chunks(x, expand, depthwise, project, dropout, -(-hidden_bytes // MAX_HIDDEN_BYTES))
+    hidden = F.gelu(depthwise(expand(x)))
+    return project(F.dropout(hidden, dropout) if dropout else hidden)
 
 
 def _in_chunks(
@@ -46,7 +44,7 @@ def _in_chunks(
     expand: PointwiseConv2d,
     depthwise: DepthwiseConv2d,
     project: PointwiseConv2d,
-    activation: Callable[[Tensor], Tensor],
+    dropout: float,
     chunks: int,
 ) -> Tensor:
     """The same over groups of hidden channels: they meet in the last convolution only, as terms of its sum."""
@@ -59,9 +57,9 @@ def _in_chunks(
         project.weight.chunk(chunks, dim=1),
     ):
         hidden = pointwise_conv2d(x, expand_weight, expand_bias)
-        hidden = activation(depthwise_conv2d(hidden, depthwise_weight, depthwise_bias, depthwise.kernel_size[0] // 2))
+        hidden = depthwise_conv2d(hidden, depthwise_weight, depthwise_bias, depthwise.kernel_size[0] // 2)
         tokens = hidden.permute(0, 2, 3, 1).flatten(0, 2)  # (BHW, channels of the group)
         kernel = project_weight.flatten(1)  # (D, channels of the group)
-        out = F.linear(tokens, kernel, project.bias) if out is None else torch.addmm(out, tokens, kernel.t())
+        out = gelu_linear(tokens, kernel, project.bias if out is None else out, dropout)
     assert out is not None  # there is a group
     return out.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)

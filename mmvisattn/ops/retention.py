@@ -14,7 +14,14 @@ from .decay import decay_factors, decay_factors_fit
 CHUNK = 128
 
 
-def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, chunk: int = CHUNK) -> Tensor:
+def chunkwise_retention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rate: Tensor | None,
+    chunk: int = CHUNK,
+    fastest: float | Tensor | None = None,
+) -> Tensor:
     """``y_t = Σ_{s≤t} <q_t, k_s> e^{λ(t−s)} v_s``, in time and memory linear in the length of the sequence.
 
     The decay is made part of queries and keys where its factors stay in range; elsewhere all exponents are negative or
@@ -26,6 +33,8 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, ch
         v (Tensor): Values, (B, heads, L, d).
         rate (Tensor | None): λ of each head, (heads,), negative, or None for no decay.
         chunk (int): Tokens in a chunk.
+        fastest (float | Tensor, optional): See :func:`~mmvisattn.ops.decay.fastest_decays`; compiled graphs decay pair
+            by pair, which their fusion makes as fast, and do not read it. Defaults to None, to ask the device for it.
 
     Returns:
         Tensor: (B, heads, L, d), float32 or float64.
@@ -37,7 +46,7 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, ch
         q, k, v = (_split(at_least_float32(x), chunk) for x in (q, k, v))  # (B, heads, chunks, chunk, d)
         over_chunk = (rate.view(-1, 1, 1) * chunk).exp()  # what is left after a chunk
         # What the tokens of a chunk read of each other, and what the chunk adds to the state: (…, chunks, d, d).
-        factored = decay_factors_fit(rate, chunk, q.dtype)
+        factored = decay_factors_fit(rate, chunk, fastest)
         if factored:
             q_factor, k_factor = (x.unsqueeze(1) for x in decay_factors(rate, chunk))
             q, k = q * q_factor, k * k_factor

@@ -1,11 +1,12 @@
 """Every network compiles to one graph, which serves its shape without another compilation."""
 
-from mmvisattn.models.backbones import FCViT
+from mmvisattn.models.backbones import DefocusRetNet, DefocusViT, FCViT
 from mmvisattn.models.necks import FlexAttentionNeck, SimpleFPN
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
 
 from tests.models.networks import BACKBONES, OTHERS, build
 
@@ -71,6 +72,37 @@ def test_gradients_are_equal(network):
     assert grads[0].keys() == grads[1].keys()
     for name in grads[0]:
         torch.testing.assert_close(grads[1][name], grads[0][name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize('network', [DefocusViT, DefocusRetNet], ids=lambda network: network.__name__)
+@pytest.mark.parametrize('log_decay', [-8.0, 1.0])
+def test_a_decay_that_changes_after_compilation(network, log_decay):
+    net = build(network)
+    compiled, x = torch.compile(net, backend='aot_eager', fullgraph=True), torch.randn(1, 3, 128, 192)
+    with torch.no_grad():
+        compiled(x)
+        for block in net.blocks:
+            block.attn.bandpass.log_decay[0] = log_decay  # far within the range of the fast form, and far beyond it
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class Waits(TorchFunctionMode):
+    """Counts what makes the program wait for a GPU."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__bool__, torch.Tensor.cpu)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('network', [DefocusViT, DefocusRetNet], ids=lambda network: network.__name__)
+def test_the_device_is_waited_for_once(network):
+    net, x = build(network, depth=5), torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), Waits() as waits:
+        net(x)
+    assert waits.count == 1
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+from unittest import mock
+
 from mmvisattn.ops import inverted_bottleneck as module
 from mmvisattn.ops.depthwise_conv import DepthwiseConv2d
 from mmvisattn.ops.inverted_bottleneck import inverted_bottleneck
@@ -21,7 +23,7 @@ def test_equals_the_layers_in_turn(layers, limit, memory_format, monkeypatch):
     monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', limit)
     x = torch.randn(2, 6, 5, 7, dtype=torch.double).contiguous(memory_format=memory_format).requires_grad_()
     expand, depthwise, project = layers
-    out, expected = inverted_bottleneck(x, *layers, F.gelu), project(F.gelu(depthwise(expand(x))))
+    out, expected = inverted_bottleneck(x, *layers), project(F.gelu(depthwise(expand(x))))
     torch.testing.assert_close(out, expected)
     inputs, mask = [x, *layers.parameters()], torch.randn_like(expected)
     torch.testing.assert_close(*[torch.autograd.grad(y, inputs, mask) for y in (out, expected)])
@@ -29,9 +31,22 @@ def test_equals_the_layers_in_turn(layers, limit, memory_format, monkeypatch):
 
 def test_a_large_inner_map_never_exists_as_a_whole(layers, monkeypatch):
     monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', 4 * 2 * 5 * 7 * 8)  # of four channels
-    x, widths = torch.randn(2, 6, 5, 7, dtype=torch.double), []
-    inverted_bottleneck(x, *layers, lambda hidden: widths.append(hidden.shape[1]) or F.gelu(hidden))
-    assert widths == [4] * 5
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    with mock.patch.object(module, 'gelu_linear', wraps=module.gelu_linear) as product:
+        inverted_bottleneck(x, *layers)
+    assert [call.args[0].shape for call in product.call_args_list] == [(2 * 5 * 7, 4)] * 5
+
+
+@pytest.mark.parametrize('limit', [1000, 2**30])
+def test_dropout(layers, limit, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', limit)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    torch.nn.init.zeros_(layers[0].weight)  # all positions alike
+    torch.nn.init.ones_(layers[2].weight)
+    exact = inverted_bottleneck(x, *layers)
+    mean = sum(inverted_bottleneck(x, *layers, dropout=0.5) for _ in range(400)) / 400
+    assert not torch.equal(mean, exact)
+    torch.testing.assert_close(mean, exact, rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize('limit', [1000, 2**30])
@@ -40,9 +55,9 @@ def test_autocast(layers, limit, monkeypatch):
     layers.float()
     x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
     with torch.autocast('cpu', torch.bfloat16):
-        out = inverted_bottleneck(x, *layers, F.gelu)
+        out = inverted_bottleneck(x, *layers)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), inverted_bottleneck(x, *layers, F.gelu), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(out.float(), inverted_bottleneck(x, *layers), rtol=0.05, atol=0.05)
 
 
 def test_an_exported_graph_is_in_one_piece(layers, monkeypatch):
@@ -50,7 +65,7 @@ def test_an_exported_graph_is_in_one_piece(layers, monkeypatch):
 
     class Network(nn.Module):
         def forward(self, x):
-            return inverted_bottleneck(x, *layers, F.gelu)
+            return inverted_bottleneck(x, *layers)
 
     network = Network()
     network.layers = layers

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 from contextlib import redirect_stdout
 
 from mmvisattn.errors import UserError
@@ -300,3 +301,17 @@ def test_gpu_where_there_is_none(monkeypatch, capsys):
 def test_errors_of_names_are_errors_of_the_user(config):
     with pytest.raises(UserError):
         networks.build(config, 'neck', (64, 64))
+
+
+def test_memory_alone(config, tmp_path):
+    words = [config, '--part', 'backbone', '--sizes', '48x48', '--memory-only', '--json', str(tmp_path / 'm.json')]
+    tool.main(words)
+    (table,) = json.loads((tmp_path / 'm.json').read_text())['tables']
+    assert table['columns'] == ['network', 'M parameters', 'peak MiB'] and float(table['rows'][0][2]) >= 0
+
+
+def test_times_of_the_processor_leave_waiting_out():
+    seconds = {
+        clock: measure.times_in_turn({'': lambda: time.sleep(0.2)}, 1, CPU, clock)[''] for clock in measure.CLOCKS
+    }
+    assert seconds['wall'][0] >= 0.2 > 10 * seconds['cpu'][0]

@@ -70,3 +70,13 @@ def test_the_page_of_the_project_is_that_of_its_reports():
 def test_a_report_tells_the_command_that_makes_it(report):
     python, tool, *_ = json.loads(report.read_text())['command'].split()
     assert python == 'python' and tool.startswith('tools/analysis/') and (ROOT / tool).is_file()
+
+
+def test_a_report_that_is_yet_to_be_made(tool, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tool, 'run_script', lambda *words: calls.append([str(word) for word in words]))
+    tool.PAGE.write_text('nothing\n')
+    tool.main(['gpu'])
+    assert calls == [['tools/analysis/gpu.py', '--json', str(tool.REPORTS / 'gpu.json')]]
+    tool.main(['all'])
+    assert len(calls) == 1

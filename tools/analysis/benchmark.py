@@ -58,7 +58,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     layout = 'of images and weights; default: nchw'
     parser.add_argument('--memory-format', choices=['nchw', 'nhwc'], default='nchw', help=layout)
     parser.add_argument('--compile', action='store_true', help='time torch.compile of the networks')
+    parser.add_argument('--memory-only', action='store_true', help='two steps of each network, which are not timed')
     reports.add_arguments(parser)
+    reports.add_clock(parser)
     parser.add_argument('--plot', type=parse_output, metavar='FILE', help='draw time and memory against pixels')
     return parser.parse_args(argv)
 
@@ -68,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def make_step(network: nn.Module, inputs: tuple, args: argparse.Namespace) -> Callable[[], None]:
     """What is timed: a forward or a training step."""
-    run = torch.compile(network) if args.compile else network
+    run = torch.compile(network, backend=getattr(args, 'compiler', 'inductor')) if args.compile else network
     network.train(args.step == 'train')
     dtype = getattr(torch, args.amp or 'float16')
     autocast = partial(torch.autocast, args.device.type, dtype, enabled=args.amp is not None)
@@ -110,15 +112,16 @@ def measure(names: Sequence[str], size: tuple[int, int], args: argparse.Namespac
         step()  # what is allocated or compiled once
         memory = peak_memory(step, args.device)
         network.zero_grad()
-        steps[name] = step
+        if not args.memory_only:
+            steps[name] = step
         results.append({
             'name': name,
             'size': list(size),
             'parameters': sum(parameter.numel() for parameter in network.parameters()),
             'peak_mib': None if math.isnan(memory) else memory,
         })  # fmt: skip
-    times = times_in_turn(steps, args.rounds, args.device)
-    return [{**result, 'seconds': times[result['name']]} for result in results]
+    times = times_in_turn(steps, args.rounds, args.device, args.clock)
+    return [{**result, 'seconds': times.get(result['name'])} for result in results]
 
 
 # Reporting
@@ -126,6 +129,11 @@ def measure(names: Sequence[str], size: tuple[int, int], args: argparse.Namespac
 
 def add_table(report: dict, setting: str, batch: int, results: Sequence[dict]) -> None:
     """Add the table of the networks at one size."""
+    title = f'{setting}, {batch}×3×{"×".join(map(str, results[0]["size"]))}'
+    if results[0]['seconds'] is None:
+        rows = [[r['name'], f'{r["parameters"] / 1e6:.1f}', f'{r["peak_mib"] or math.nan:.0f}'] for r in results]
+        reports.add_table(report, title, ['network', 'M parameters', 'peak MiB'], rows)
+        return
     base = statistics.median(results[0]['seconds'])
     rows = []
     for result in results:
@@ -138,7 +146,6 @@ def add_table(report: dict, setting: str, batch: int, results: Sequence[dict]) -
             f'{batch / median:.2f}',
             '–' if result['peak_mib'] is None else f'{result["peak_mib"]:.0f}',
         ])  # fmt: skip
-    title = f'{setting}, {batch}×3×{"×".join(map(str, results[0]["size"]))}'
     time = f'time / {results[0]["name"]}'
     reports.add_table(report, title, ['network', 'M parameters', 'ms (min–max)', time, 'images/s', 'peak MiB'], rows)
 
@@ -197,9 +204,13 @@ def plot(grown: dict[str, dict], setting: str, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write and draw what is asked for."""
     args = parse_args(argv)
+    if args.plot and args.memory_only:
+        raise UserError('--plot draws times, which --memory-only does not measure; give one of them')
     if args.plot and args.plot.suffix not in PICTURE_SUFFIXES:
         raise UserError(f'--plot {str(args.plot)!r}: give a file that ends in one of {PICTURE_SUFFIXES}')
 
+    if args.memory_only:
+        args.rounds = 1
     torch.manual_seed(0)
     names = list(dict.fromkeys([*args.names, *(f'timm:{peer}' for peer in PEERS if args.peers)]))
     kind = [args.step, f'{args.amp} mixed' if args.amp else 'float32', args.memory_format.upper()]
@@ -210,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for results in measured:
         add_table(report, setting, args.batch, results)
     report['results'] = [result for results in measured for result in results]
-    grown = growth(report['results'])
+    grown = {} if args.memory_only else growth(report['results'])
     add_growth_table(report, grown)
     reports.write(report, args.json)
     if args.plot:

@@ -98,7 +98,7 @@ def attention(args: argparse.Namespace) -> Iterator[Table]:
             for step in (forward, train):
                 steps = {f'{group}: {name}': partial(step, operator, inputs) for name, operator in operators.items()}
                 memory = [peak_memory(run, args.device) for run in steps.values()]
-                times = times_in_turn(steps, args.rounds, args.device)
+                times = times_in_turn(steps, args.rounds, args.device, args.clock)
                 base = statistics.median(next(iter(times.values())))
                 for (name, seconds), mib in zip(times.items(), memory):
                     ratio = statistics.median(seconds) / base
@@ -134,7 +134,7 @@ def depthwise(args: argparse.Namespace) -> Iterator[Table]:
             row = ['×'.join(map(str, size)), layout]
             for kernel in KERNELS:
                 steps = depthwise_steps(size, kernel, memory_format, ['native', *others], args.device)
-                times = times_in_turn(steps, args.rounds, args.device)
+                times = times_in_turn(steps, args.rounds, args.device, args.clock)
                 native, *rivals = (statistics.median(seconds) for seconds in times.values())
                 row += [f'{native / rival:.2f}' for rival in rivals]
             rows.append(row)
@@ -176,14 +176,14 @@ def time_major_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
     return y.permute(1, 2, 0)
 
 
-def scan_inputs(batch: int, length: int, device: torch.device) -> list[Tensor]:
+def scan_inputs(batch: int, length: int, device: torch.device, dim: int = SCAN_DIM) -> list[Tensor]:
     """Random inputs of the sizes that a De-focus Mamba gives to its scan."""
     generator = torch.Generator(device).manual_seed(0)
     u, delta, B, C = (
         torch.randn(batch, channels, length, generator=generator, device=device)
-        for channels in (SCAN_DIM, SCAN_DIM, SCAN_STATE, SCAN_STATE)
+        for channels in (dim, dim, SCAN_STATE, SCAN_STATE)
     )
-    A = -torch.arange(1.0, SCAN_STATE + 1, device=device).repeat(SCAN_DIM, 1)
+    A = -torch.arange(1.0, SCAN_STATE + 1, device=device).repeat(dim, 1)
     return [u, F.softplus(delta - 4), A, B, C]
 
 
@@ -215,7 +215,7 @@ def scan(args: argparse.Namespace) -> Iterator[Table]:
         rivals = scans | (baselines if step is forward else {})
         steps = {name: partial(step, rival, inputs) for name, rival in rivals.items()}
         memory = {name: scan_memory(run, inputs[0]) for name, run in steps.items()}
-        times = times_in_turn(steps, args.rounds, args.device)
+        times = times_in_turn(steps, args.rounds, args.device, args.clock)
         medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         slowest = max(medians, key=medians.get)
         rows = [
@@ -235,7 +235,7 @@ def scan_growth(args: argparse.Namespace) -> Iterator[Table]:
         for name, operator in scans.items():
             steps = {length: partial(step, operator, tensors) for length, tensors in inputs.items()}
             memory = [scan_memory(steps[length], tensors[0]) for length, tensors in inputs.items()]
-            times = times_in_turn(steps, args.rounds, args.device)
+            times = times_in_turn(steps, args.rounds, args.device, args.clock)
             medians = [statistics.median(seconds) for seconds in times.values()]
             cells = [f'{1e6 * s / length:.2f}, {u:.2f} u' for s, length, u in zip(medians, GROWTH_LENGTHS, memory)]
             rows.append([f'{name}, {title}', *cells, f'{exponent(GROWTH_LENGTHS, medians):.2f}'])
@@ -251,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('case', choices=CASES)
     reports.add_arguments(parser)
+    reports.add_clock(parser)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from mmvisattn import cli
 
 import torch
 
-from .measure import describe_machine, parse_count, parse_device, parse_output
+from .measure import CLOCKS, describe_machine, parse_count, parse_device, parse_output
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int = 9) -> None:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     parser.add_argument('--device', type=parse_device, default=device, help='default: the GPU, if any')
     parser.add_argument('--json', type=parse_output, metavar='FILE', help='write all that was measured to this file')
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The argument of what times are told by."""
+    told = 'seconds of the day, or of the processor, for a machine that others use as well; default: wall'
+    parser.add_argument('--clock', choices=CLOCKS, default='wall', help=told)
 
 
 def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> dict:
@@ -44,6 +50,7 @@ def start(file: str, argv: Sequence[str] | None, args: argparse.Namespace) -> di
         'command': shlex.join(['python', f'tools/analysis/{Path(file).name}', *words]),
         'machine': describe_machine(args.device),
         'rounds': args.rounds,
+        **({'clock': 'cpu'} if getattr(args, 'clock', 'wall') == 'cpu' else {}),
         'tables': [],
     }
 
@@ -67,7 +74,9 @@ def describe(report: dict) -> Iterator[str]:
     versions = ', '.join(f'{name} {version}' for name, version in machine.items())
     yield f'`{report["command"]}`'
     yield ''
-    yield f'{device}, {threads} threads; {versions}; {date}; {report["rounds"]} rounds.'
+    clock = '; times are those of the processor' if report.get('clock') == 'cpu' else ''
+    counts = [f'{n} {noun}{"s" * (n != 1)}' for n, noun in ((threads, 'thread'), (report['rounds'], 'round'))]
+    yield f'{device}, {counts[0]}; {versions}; {date}; {counts[1]}{clock}.'
 
 
 def lines(report: dict) -> Iterator[str]:

@@ -28,12 +28,17 @@ NAMES = (
 PARTS = ('backbone', 'neck', 'model')
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name networks, what to take of them, and the sizes of images."""
-    parser.add_argument('names', nargs='+', metavar='NAME', help=NAMES)
-    parser.add_argument(
-        '--sizes', type=parse_size, nargs='+', default=[(512, 512)], metavar='HxW', help='default: 512x512'
-    )
+def add_arguments(parser: argparse.ArgumentParser, nargs: str = '+', size: tuple[int, int] = (512, 512)) -> None:
+    """The arguments that name networks, what to take of them, and the sizes of images.
+
+    Args:
+        parser (argparse.ArgumentParser): Their parser.
+        nargs (str): How many names: ``'+'`` or ``'*'``.
+        size (tuple[int, int]): Default of ``--sizes``, height and width.
+    """
+    parser.add_argument('names', nargs=nargs, metavar='NAME', help=NAMES)
+    told = f'default: {size[0]}x{size[1]}'
+    parser.add_argument('--sizes', type=parse_size, nargs='+', default=[size], metavar='HxW', help=told)
     told = 'what to take of a config; `neck` has the backbone with it; default: model'
     parser.add_argument('--part', choices=PARTS, default='model', help=told)
 

@@ -3,7 +3,7 @@
 The page is written by hand but for what stands between a line ``<!-- NAME -->`` and the next ``<!-- end -->``: there go
 the tables of the report docs/performance/NAME.json, which a tool of this folder wrote with ``--json``. Without
 arguments the page is made anew from the reports that are there; those that are named are measured first, by the
-commands that stand in them, on a machine that has nothing else to do.
+commands that stand in them, on a machine that has nothing else to do. ``gpu`` can be measured where there is a GPU.
 
 Examples:
     python tools/analysis/performance.py
@@ -28,12 +28,18 @@ from tools.driver import ROOT, run_script
 
 PAGE = ROOT / 'docs/performance.md'
 REPORTS = ROOT / 'docs/performance'
+# Those that may not have been made yet.
+COMMANDS = {
+    'compiled': 'python tools/analysis/compiled.py --step train',
+    'gpu': 'python tools/analysis/gpu.py',
+}
 
 
 def measure(name: str) -> None:
     """Make a report anew."""
     path = REPORTS / f'{name}.json'
-    run_script(*shlex.split(reports.read(path)['command'])[1:], '--json', path)
+    command = reports.read(path)['command'] if path.is_file() or name not in COMMANDS else COMMANDS[name]
+    run_script(*shlex.split(command)[1:], '--json', path)
 
 
 def fill(page: str) -> str:
@@ -57,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'reports to make anew: all, {", ".join(known)}')
     args = parser.parse_args(argv)
+    possible = sorted({*known, *COMMANDS})
     for name in args.names:
-        if name not in ('all', *known):
-            raise UserError(f'there is no report {name!r}{nearest(name, known)}; give all, or some of {known}')
+        if name not in ('all', *possible):
+            raise UserError(f'there is no report {name!r}{nearest(name, possible)}; give all, or some of {possible}')
     for name in known if 'all' in args.names else args.names:
         measure(name)
     PAGE.write_text(fill(PAGE.read_text()))

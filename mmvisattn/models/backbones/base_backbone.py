@@ -1,7 +1,7 @@
 """The constructor contract that every backbone of this package keeps."""
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from mmengine.logging import print_log
@@ -211,7 +211,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return cast(list[float], calculate_drop_path_rates(rate, depth))
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
+def run_blocks(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, with_cp: bool) -> Tensor:
     """Apply blocks in turn; ``with_cp`` trades memory for computing each a second time in the backward."""
     for block in blocks:
         x = checkpointing.run(block, x, with_cp=with_cp)

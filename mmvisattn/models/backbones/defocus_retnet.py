@@ -31,11 +31,11 @@ class Retention(nn.Module):
         self.bandpass = bandpass
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) → (B, L, C)."""
+    def forward(self, x: Tensor, fastest: float | Tensor | None = None) -> Tensor:
+        """(B, L, C) → (B, L, C); ``fastest`` is of :func:`~mmvisattn.ops.decay.fastest_decays`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d) each
         q, k = self.bandpass.rotate(q * q.shape[-1] ** -0.5), self.bandpass.rotate(k)
-        out = chunkwise_retention(q, k, v, self.bandpass.rate())
+        out = chunkwise_retention(q, k, v, self.bandpass.rate(), fastest=fastest)
         out = group_rms_norm(out.transpose(1, 2), out.shape[-1]).flatten(2)
         return self.proj(out.to(x.dtype) * F.silu(self.gate(x)))
 

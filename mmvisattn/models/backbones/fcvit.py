@@ -111,14 +111,13 @@ class ChannelMixer(nn.Module):
         super().__init__()
         self.fc1 = PointwiseConv2d(dim, hidden_dim)
         self.dwconv = DepthwiseConv2d(hidden_dim, 3)
-        self.act = nn.GELU()
         self.fc2 = PointwiseConv2d(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        x = inverted_bottleneck(x, self.fc1, self.dwconv, self.fc2, lambda hidden: self.drop(self.act(hidden)))
-        return self.drop(x)
+        dropout = self.drop.p if self.drop.training else 0.0
+        return self.drop(inverted_bottleneck(x, self.fc1, self.dwconv, self.fc2, dropout))
 
 
 class Block(nn.Module):
@@ -153,8 +152,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        x = x + self.drop_path(self.layer_scale_1.view(-1, 1, 1) * self.token_mixer(self.norm1(x)))
-        return x + self.drop_path(self.layer_scale_2.view(-1, 1, 1) * self.channel_mixer(self.norm2(x)))
+        x = self._add(x, self.layer_scale_1, self.token_mixer(self.norm1(x)))
+        return self._add(x, self.layer_scale_2, self.channel_mixer(self.norm2(x)))
+
+    def _add(self, x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
+        """``x + drop_path(scale · branch)`` in one pass: a sample that is dropped has a scale of zero."""
+        scale = self.drop_path(scale.view(-1, 1, 1).expand(len(x), -1, 1, 1))  # (B, C, 1, 1)
+        return torch.addcmul(x, scale, branch)
 
 
 class PatchEmbed(nn.Module):

@@ -1,6 +1,6 @@
 """What the De-focus attention networks share: an image as a one-dimensional sequence of patches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,11 +105,15 @@ class SequenceBackbone(BaseBackbone):
         # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
         x = x.to(self.norm.weight.dtype)
         outs = []
-        for blocks in self._blocks_by_output():
+        for blocks in self._by_output(self.block_calls()):
             x = run_blocks(blocks, x, self.with_cp and self.training)
             outs.append(to_map(self.norm(x), size, window))
         return join_outputs(outs, self.training)
 
-    def _blocks_by_output(self) -> Iterable[list[nn.Module]]:
-        blocks, starts = list(self.blocks), (0, *(i + 1 for i in self.out_indices))
-        return (blocks[start:stop] for start, stop in zip(starts, starts[1:]))
+    def block_calls(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The blocks, ready to be called with the tokens alone."""
+        return list(self.blocks)
+
+    def _by_output(self, calls: Sequence[Callable[[Tensor], Tensor]]) -> Iterable[Sequence[Callable[[Tensor], Tensor]]]:
+        starts = (0, *(i + 1 for i in self.out_indices))
+        return (calls[start:stop] for start, stop in zip(starts, starts[1:]))

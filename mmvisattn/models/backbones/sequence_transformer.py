@@ -1,10 +1,13 @@
 """What the De-focus transformers share: blocks of a mixer with a bandpass filter and an MLP."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
+from ...ops.decay import fastest_decays
 from ..checks import check_heads, check_hidden, check_numbers
 from ..layers import BandpassFilter, TransformerBlock
 from .base_backbone import drop_path_rates
@@ -83,6 +86,8 @@ class SequenceTransformer(SequenceBackbone):
     def build_mixer(self, dim: int, num_heads: int, bandpass: BandpassFilter) -> nn.Module:
         """What mixes the tokens of a block, (B, L, C) → (B, L, C); its filter is named ``bandpass``.
 
+        It also takes ``fastest``, see :func:`~mmvisattn.ops.decay.fastest_decays`.
+
         Called for each block before torch's own constructor, so that what it reads of ``self`` has to be set by then.
 
         Args:
@@ -90,6 +95,11 @@ class SequenceTransformer(SequenceBackbone):
             num_heads (int): Number of heads.
             bandpass (BandpassFilter): The filter.
         """
+
+    def block_calls(self) -> list[Callable[[Tensor], Tensor]]:
+        """The blocks, each with the fastest of its decays: the device is waited for once, and not in every block."""
+        fastest = fastest_decays([cast(Any, block).attn.bandpass.rate() for block in self.blocks])
+        return [partial(block, fastest=rate) for block, rate in zip(self.blocks, fastest)]
 
     @property
     def new_keys(self) -> list[str]:

@@ -1,5 +1,7 @@
 """The block that transformers share, whatever mixes their tokens."""
 
+from typing import Any
+
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
         init_linear(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) → (B, L, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """(B, L, C) → (B, L, C); the options are for the mixer."""
+        x = x + self.drop_path(self.attn(self.norm1(x), **options))
         return x + self.drop_path(self.mlp(self.norm2(x)))

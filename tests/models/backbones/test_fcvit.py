@@ -129,6 +129,17 @@ def test_global_context_of_a_single_pixel_is_finite():
     assert torch.isfinite(context(x)).all()
 
 
+@pytest.mark.parametrize('rate', [0.0, 0.5])
+def test_residual_sum_in_one_pass(rate):
+    block = Block(16, 2, drop_path_rate=rate).double().train()
+    x, branch = torch.randn(2, 6, 16, 5, 4, dtype=torch.double).unbind()
+    scale = torch.randn(16, dtype=torch.double)
+    torch.manual_seed(1)
+    out = block._add(x, scale, branch)
+    torch.manual_seed(1)
+    torch.testing.assert_close(out, x + block.drop_path(scale.view(-1, 1, 1) * branch))
+
+
 @pytest.mark.parametrize('training', [False, True])
 def test_channel_mixer_in_chunks_equals_the_whole(training, monkeypatch):
     mixer = ChannelMixer(16, 80).double().train(training)

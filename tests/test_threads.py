@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHOICES = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'MMVISATTN_THREADS')
+POLICY = 'import os; print(os.environ.get("OMP_WAIT_POLICY"))'
+
+
+def policy(code, **environment):
+    """The policy of waiting after some code has run in a fresh process."""
+    env = {name: value for name, value in os.environ.items() if name not in CHOICES}
+    done = subprocess.run(
+        [sys.executable, '-c', f'{code}\n{POLICY}'], env=env | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[-1]
+
+
+def test_threads_sleep_in_this_process_and_in_those_that_it_starts():
+    assert policy('import mmvisattn') == 'PASSIVE'
+    assert policy('from mmvisattn import cli') == 'PASSIVE'
+    child = f"import mmvisattn, subprocess, sys; subprocess.run([sys.executable, '-c', {POLICY!r}], check=True); '''"
+    assert policy(f"{child}'''") == 'PASSIVE'
+
+
+def test_torch_is_loaded_after_the_choice():
+    """What is set later libgomp never reads."""
+    watch = (
+        'import os, sys\n'
+        'class Watch:\n'
+        '    def find_spec(self, name, *args):\n'
+        '        if name == "torch": print("torch", os.environ["OMP_WAIT_POLICY"])\n'
+        'sys.meta_path.insert(0, Watch())\n'
+        'import mmvisattn; del os.environ["OMP_WAIT_POLICY"]; print("torch" in sys.modules)'
+    )
+    assert policy(f'{watch}\nos.environ["OMP_WAIT_POLICY"] = "x"') == 'x'
+
+
+@pytest.mark.parametrize(
+    'name, value', [('OMP_WAIT_POLICY', 'ACTIVE'), ('GOMP_SPINCOUNT', '7'), ('MMVISATTN_THREADS', 'off')]
+)
+def test_the_choice_of_the_user_stays(name, value):
+    assert policy('import mmvisattn', **{name: value}) == (value if name == 'OMP_WAIT_POLICY' else 'None')
+
+
+def test_too_late_nothing_is_changed():
+    assert policy('import torch, mmvisattn') == 'None'

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+import torch
+
+from tools.analysis import benchmark
+from tools.analysis import compiled as tool
+
+NAMES = ['timm:resnet10t', 'timm:resnet14t']
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The tool with a compiler that compiles nothing."""
+    compile = torch.compile
+    monkeypatch.setattr(benchmark.torch, 'compile', lambda network, backend: compile(network, backend='eager'))
+    path = tmp_path / 'compiled.json'
+
+    def run(*names, step='forward'):
+        options = ['--sizes', '32x48', '--batch', '1', '--rounds', '2', '--clock', 'cpu', '--device', 'cpu']
+        tool.main([*names, *options, '--step', step, '--json', str(path)])
+        return json.loads(path.read_text())
+
+    return run
+
+
+@pytest.mark.parametrize('step', ['forward', 'train'])
+def test_both_forms_are_timed_and_graphs_counted(run, step):
+    report = run(NAMES[0], step=step)
+    (result,), (table,) = report['results'], report['tables']
+    assert (result['graphs'], result['again']) == (1, 0)
+    assert all(len(seconds) == 2 for seconds in result['seconds'].values())
+    assert table['rows'][0][0] == NAMES[0] and float(table['rows'][0][3]) > 0 and report['clock'] == 'cpu'
+
+
+def test_a_run_that_was_stopped_goes_on(run, monkeypatch):
+    measure, measured = tool.measure, []
+
+    def stop(name, *args):
+        if name == NAMES[1] and not measured.count('stopped'):
+            measured.append('stopped')
+            raise KeyboardInterrupt
+        measured.append(name)
+        return measure(name, *args)
+
+    monkeypatch.setattr(tool, 'measure', stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(*NAMES)
+    report = run(*NAMES)
+    assert measured == [NAMES[0], 'stopped', NAMES[1]]
+    assert [row[0] for row in report['tables'][0]['rows']] == NAMES
+    run(*NAMES, step='train')  # another command begins anew
+    assert len(measured) == 5
