@@ -22,8 +22,12 @@ def gelu_linear(x: Tensor, weight: Tensor, added: Tensor, dropout: float = 0.0) 
         Tensor: (N, D).
     """
     if dropout or torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
-        return torch.addmm(added, F.dropout(F.gelu(x), dropout), weight.t())
+        return _product(F.dropout(F.gelu(x), dropout) if dropout else F.gelu(x), weight, added)
     return _GeluLinear.apply(x, weight, added)
+
+
+def _product(x: Tensor, weight: Tensor, added: Tensor) -> Tensor:
+    return F.linear(x, weight, added) if added.ndim == 1 else torch.addmm(added, x, weight.t())
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -31,7 +35,7 @@ class _GeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, added: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.is_bias = added.ndim == 1
-        return torch.addmm(added, F.gelu(x), weight.t())
+        return _product(F.gelu(x), weight, added)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

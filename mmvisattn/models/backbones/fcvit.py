@@ -157,8 +157,8 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
         """``x + drop_path(scale · branch)`` in one pass: a sample that is dropped has a scale of zero."""
-        scale = self.drop_path(scale.view(-1, 1, 1).expand(len(x), -1, 1, 1))  # (B, C, 1, 1)
-        return torch.addcmul(x, scale, branch)
+        kept = self.drop_path(scale.new_ones(len(x), 1, 1, 1))
+        return torch.addcmul(x, scale.view(-1, 1, 1) * kept, branch)
 
 
 class PatchEmbed(nn.Module):
