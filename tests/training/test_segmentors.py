@@ -5,7 +5,7 @@ import pytest
 
 from .utils import MINUTES, SMALL_SEGMENTOR, ade_options, short, train
 
-NOISE = 4  # mIoU in per cent, between trainings of 200 iterations that differ in the seed
+NOISE = 3  # mIoU in per cent; training brings 50
 
 
 @pytest.mark.parametrize('config', ['fcvit-mini_fpn_ade20k', 'defocus-retnet-mini_upernet_ade20k'])
@@ -27,5 +27,4 @@ def test_bfloat16_learns_as_float32(data, tmp_path):
         scalars, measured = train('configs/mini/fcvit-mini_fpn_ade20k.py', folder, *options, flags=flags)
         assert np.isfinite([line['loss'] for line in scalars]).all()
         metrics.append(measured['mIoU'])
-    # Two seeds differ by as much.
     assert metrics[0] != metrics[1] and abs(metrics[0] - metrics[1]) < NOISE
