@@ -229,6 +229,28 @@ def build_visualizer(cfg: Config, model: nn.Module) -> Visualizer:
     return visualizer
 
 
+def read(reader: Callable[[dict], Any], image: Path) -> np.ndarray:
+    """A picture, 8 bits: (H, W, 3) BGR, or what `color_type` makes of it.
+
+    Args:
+        reader (Callable[[dict], Any]): The first step of the test pipeline.
+        image (Path): The file.
+
+    Raises:
+        UserError: If the step cannot read it, or it has no 8 bits a channel.
+    """
+    try:
+        picture = reader(dict(img_path=str(image)))['img']
+    except Exception as error:  # readers say it in many ways
+        raise UserError('it cannot be read: damaged, or no picture of a kind that the pipeline reads') from error
+    if picture.dtype != np.uint8:
+        raise UserError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
+    head = read_head(image)
+    if head and head.deep and picture.max() < 64:
+        print(f'{image}: of its more than 8 bits a channel the upper 8 are read, and nearly black', file=sys.stderr)
+    return picture
+
+
 class Predictor:
     """A model, its test pipeline, and what draws its predictions.
 
@@ -254,21 +276,8 @@ class Predictor:
         )
 
     def read(self, image: Path) -> np.ndarray:
-        """A picture as the pipeline's first step reads it, 8 bits: (H, W, 3) BGR, or what `color_type` makes of it.
-
-        Raises:
-            UserError: If that step cannot read it, or it has no 8 bits a channel.
-        """
-        try:
-            picture = self.reader(dict(img_path=str(image)))['img']
-        except Exception as error:  # readers say it in many ways
-            raise UserError('it cannot be read: damaged, or no picture of a kind that the pipeline reads') from error
-        if picture.dtype != np.uint8:
-            raise UserError(f'its values are of type {picture.dtype}, and pictures have 8 bits a channel here')
-        head = read_head(image)
-        if head and head.deep and picture.max() < 64:
-            print(f'{image}: of its more than 8 bits a channel the upper 8 are read, and nearly black', file=sys.stderr)
-        return picture
+        """A picture, see :func:`read`."""
+        return read(self.reader, image)
 
     @torch.no_grad()
     def sample(self, picture: np.ndarray) -> Any:

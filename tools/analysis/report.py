@@ -138,7 +138,8 @@ def draw(
     subject: Subject, visualizer: Visualizer, one: Shown, predicted: Any, score_thr: float
 ) -> list[tuple[str, str, str]]:
     """Truth and prediction as the toolbox's visualizer draws them: title, picture, and what is in it."""
-    picture = cv2.cvtColor(predict.read(subject.pipeline, Path(one.path)), cv2.COLOR_BGR2RGB)
+    read = predict.read(subject.pipeline.transforms[0], Path(one.path))
+    picture = cv2.cvtColor(predict.to_bgr(read), cv2.COLOR_BGR2RGB)
     classes = subject.model.dataset_meta['classes']
     options = dict(pred_score_thr=score_thr) if subject.cfg.default_scope == 'mmdet' else {}
     drawn = []
