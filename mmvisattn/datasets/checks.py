@@ -29,10 +29,10 @@ def check_runner(runner: Runner, *loaders: str) -> None:
     """
     for name in loaders:
         dataset = build_dataset(runner, name)
-        # Where it returns their names the model reads these; FlexibleRunner builds the model when it trains.
-        if not getattr(dataset, 'return_classes', False) and isinstance(runner.model, nn.Module):
-            check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
-        check_pictures(runner, dataset, f'{name}.dataset')
+        if isinstance(runner.model, nn.Module):  # FlexibleRunner builds the model when it trains
+            if not getattr(dataset, 'return_classes', False):  # otherwise the model reads their names
+                check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
+            check_pictures(runner, dataset, f'{name}.dataset')
         if name == 'train_dataloader':
             check_masks(dataset, runner.cfg)
             check_batch_of_one(runner)
