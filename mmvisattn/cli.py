@@ -70,7 +70,7 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
                 message = (
                     f'memory ran out: {_last_line(error)}; smaller batches or pictures need less (in training '
                     '`train_dataloader.batch_size`, `model.backbone.with_cp=True` and --amp; large pictures by tiles: '
-                    'tools/predict.py --slice 1024)'
+                    '`--slice 1024` of predict.py)'
                 )
             elif LOST_WORKER in str(error):
                 _silence_torch()

@@ -36,7 +36,10 @@ def check_pictures(runner: Runner, dataset: Any, place: str) -> None:
     path = info.get('img_path')
     if path is None or '://' in path or not Path(path).is_file():
         return
-    picture = reader(dict(info))['img']
+    try:
+        picture = reader(dict(info))['img']
+    except Exception:  # readers say it in many ways; a damaged picture is told when its turn comes
+        return
     check_bits(runner, picture, path, place)
     check_channels(runner.model, picture, path, place)
 

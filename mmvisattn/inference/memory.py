@@ -33,7 +33,7 @@ def check_labels_fit(model: Any, height: int, width: int, others: int = 0) -> No
     if free is not None and needed > free:
         raise UserError(
             f'labels of {width}×{height} pixels and {classes} classes take {needed / 2**30:.1f} GiB of memory, and '
-            f'{free / 2**30:.1f} are free; cut the picture into tiles: tools/predict.py --slice 1024'
+            f'{free / 2**30:.1f} are free; cut the picture into tiles: `--slice 1024` of predict.py'
         )
 
 

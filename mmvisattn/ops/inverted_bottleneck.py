@@ -34,7 +34,7 @@ def inverted_bottleneck(
     """
     if x.device.type == 'cpu' and not is_traced():
         hidden_bytes = x.numel() // x.shape[1] * expand.out_channels * x.element_size()
-        return _in_chunks(x, expand, depthwise, project, dropout, -(-hidden_bytes // MAX_HIDDEN_BYTES))
+        return _in_chunks(x, expand, depthwise, project, dropout, max(-(-hidden_bytes // MAX_HIDDEN_BYTES), 1))
     hidden = F.gelu(depthwise(expand(x)))
     return project(F.dropout(hidden, dropout) if dropout else hidden)
 

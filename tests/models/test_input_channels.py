@@ -37,10 +37,11 @@ def logged(monkeypatch):
 def test_weights_for_rgb_are_fitted_as_by_timm_and_it_is_told(network, channels, tmp_path, logged):
     source = build(network)
     target = load(network, source.state_dict(), tmp_path / 'rgb.pth', in_channels=channels)
-    name = network.patch_weight
-    assert logged == [f'{network.__name__}: {name}: 3 input channels fitted to {channels}']
-    expected = source.state_dict() | {name: adapt_input_conv(channels, source.state_dict()[name])}
-    assert expected[name].shape[1] == channels
+    names = network.patch_weight, *network.other_image_weights
+    assert logged == [f'{network.__name__}: {name}: 3 input channels fitted to {channels}' for name in names]
+    weights = source.state_dict()
+    expected = weights | {name: adapt_input_conv(channels, weights[name]) for name in names}
+    assert all(expected[name].shape[1] == channels for name in names)
     assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
     outs = target(torch.randn(1, channels, 70, 40))
     assert [out.shape for out in outs] == [out.shape for out in source(torch.randn(1, 3, 70, 40))]

@@ -39,6 +39,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     arch_arguments: tuple[str, ...] = ()
     # The first weight that meets the image, (C, in_channels, side, side).
     patch_weight = 'patch_embed.proj.weight'
+    # Of other convolutions that see the image.
+    other_image_weights: tuple[str, ...] = ()
     # What heights and widths are to be multiples of in an exported graph that leaves them open.
     size_step: int = 1
     init_cfg: dict | list[dict] | None
@@ -160,17 +162,20 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         Raises:
             UserError: If the weights are for another number of channels.
         """
-        weight = state_dict.get(self.patch_weight)
-        if weight is None or weight.dim() != 4 or weight.shape[1] == self.in_channels:
-            return state_dict
-        name, given = type(self).__name__, weight.shape[1]
-        if given != 3:
-            raise UserError(
-                f'the checkpoint is for images of {given} channels and {name} for {self.in_channels}; set '
-                f'`in_channels={given}`, or load weights for RGB, which are fitted'
-            )
-        print_log(f'{name}: {self.patch_weight}: {given} input channels fitted to {self.in_channels}', logger='current')
-        return {**state_dict, self.patch_weight: adapt_input_conv(self.in_channels, weight)}
+        fitted = dict(state_dict)
+        for key in (self.patch_weight, *self.other_image_weights):
+            weight = state_dict.get(key)
+            if weight is None or weight.dim() != 4 or weight.shape[1] == self.in_channels:
+                continue
+            name, given = type(self).__name__, weight.shape[1]
+            if given != 3:
+                raise UserError(
+                    f'the checkpoint is for images of {given} channels and {name} for {self.in_channels}; set '
+                    f'`in_channels={given}`, or load weights for RGB, which are fitted'
+                )
+            print_log(f'{name}: {key}: {given} input channels fitted to {self.in_channels}', logger='current')
+            fitted[key] = adapt_input_conv(self.in_channels, weight)
+        return fitted
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; ``Pretrained`` goes through our own, loud loading."""

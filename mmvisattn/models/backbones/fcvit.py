@@ -157,7 +157,7 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
         """``x + drop_path(scale · branch)`` in one pass: a sample that is dropped has a scale of zero."""
-        kept = self.drop_path(scale.new_ones(len(x), 1, 1, 1))
+        kept = self.drop_path(scale.new_ones(x.shape[0], 1, 1, 1))
         return torch.addcmul(x, scale.view(-1, 1, 1) * kept, branch)
 
 

@@ -79,6 +79,7 @@ class FlexViT(BaseBackbone):
         UserError: If an argument is out of range, or a checkpoint is of another kind of network.
     """
 
+    other_image_weights = ('relevance.scout.convs.0.weight',)
     # https://github.com/facebookresearch/deit
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
