@@ -141,17 +141,23 @@ def test_augmentation_of_a_segmentor_does_not_care_which_way_round(seg, mini_dat
         (mirrored / folder).mkdir(parents=True)
         for path in (root / folder).iterdir():
             ImageOps.mirror(Image.open(path)).save(mirrored / folder / path.name, format='PNG')  # nothing is lost
+    # After few iterations it may see one class everywhere, mirrored or not; with this head it sees several.
+    saved = torch.load(seg.checkpoint, weights_only=False)
+    torch.manual_seed(0)
+    saved['state_dict']['decode_head.conv_seg.weight'].normal_()
+    checkpoint = tmp_path / 'several_classes.pth'
+    torch.save(saved, checkpoint)
     equal = {}
     for flags in ([], ['--tta']):
         for name, data in (('plain', root), ('mirrored', mirrored)):
             options = ['--cfg-options', f'test_dataloader.dataset.data_root={data}']
             out = ['--work-dir', tmp_path / 'work', '--out', tmp_path / name]
-            run_tool('test', seg.config, seg.checkpoint, *flags, *out, *options)
+            run_tool('test', seg.config, checkpoint, *flags, *out, *options)
         pairs = [(path, tmp_path / 'mirrored' / path.name) for path in (tmp_path / 'plain').iterdir()]
         assert len(pairs) == 3
         same = [np.asarray(Image.open(a)) == np.asarray(Image.open(b))[:, ::-1] for a, b in pairs]
         equal[len(flags)] = np.mean(same)
-    assert equal[1] > 0.99 > equal[0], equal
+    assert equal[1] > 0.99 and equal[0] < 0.95, equal
 
 
 # Averaged weights
