@@ -3,7 +3,7 @@
 Each measurement is one process, or two at once, with as many threads as there are cores, that train for some seconds.
 The policies take turns, so that a noisy machine hits all alike; times are those of a step, medians over all rounds with
 their minimum and maximum. With two processes there is twice the work to do, so twice the time is what sharing costs.
-`mmvisattn` sets the policy `sleep` where a user has set none.
+`mmvisattn` has threads `spin shortly` where a user has set nothing.
 
 Example:
     python tools/analysis/busy.py --rounds 5
