@@ -24,3 +24,12 @@ def test_flex_cost_counts_what_the_formula_says():
     dim, tokens = 192, 64
     layer = 2 * 12 * tokens * dim**2 + 2 * 2 * tokens**2 * dim
     assert counted == 12 * layer + 2 * tokens * 3 * 16**2 * dim
+
+
+def test_flex_cost_tells_how_a_number_of_cells_grows(capsys):
+    tool = load_tool('analysis/flex_cost')
+    tool.main('--arch tiny --cells 2 --sizes 128x128 256x256 --rounds 1 --device cpu --clock cpu'.split())
+    out = capsys.readouterr().out
+    small, large, fitted, last = map(float, re.search(r'^\| GFLOPs \|(.*)\|$', out, re.M)[1].split('|'))
+    assert 0 < small <= large and 0 < fitted == last <= 1.05
+    assert re.search(r'^\| ms \|( -?[\d.]+ \|){2}( [\d.–-]+ \|){2}$', out, re.M)

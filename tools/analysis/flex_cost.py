@@ -6,14 +6,19 @@ that a noisy machine hits all alike; the ratios are of medians. Memory is the pe
 The last table gives the share of a hierarchical layer that it costs, once for all layers, to judge and choose cells, to
 gather their pixels and positions, and to add to the map what became of them.
 
+With ``--cells`` there is one table instead: how the cost of a given number of cells grows with the image, beyond that
+of the ViT on the shrunk one.
+
 Example:
     python tools/analysis/flex_cost.py --arch base --sizes 512x512 1024x1024 800x1344 --batches 1 2
+    python tools/analysis/flex_cost.py --cells 16 --sizes 256x256 512x512 1024x1024 2048x2048
 """
 
 import argparse
+import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mmvisattn.models.backbones import FlexViT
@@ -29,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from tools.analysis import measurements as reports
-from tools.analysis.measure import parse_count, parse_size, peak_memory, times_in_turn
+from tools.analysis.measure import exponent, parse_count, parse_size, peak_memory, times_in_turn
 
 
 class PlainViT(nn.Module):
@@ -69,10 +74,10 @@ def flops(step: Callable) -> int:
     return counter.get_total_flops()
 
 
-def costs(
-    args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]
-) -> list[list[str]]:
-    """The rows of the table of one input."""
+def forwards(
+    args: argparse.Namespace, networks: dict[str, nn.Module], batch: int, size: tuple[int, int]
+) -> dict[str, Callable]:
+    """What is measured: a forward of each network on the same images."""
     x = torch.randn(batch, 3, *size, device=args.device)
 
     def step_of(network: nn.Module) -> Callable:
@@ -82,10 +87,17 @@ def costs(
 
         return step
 
-    steps = {name: step_of(network) for name, network in variants.items()}
+    return {name: step_of(network) for name, network in networks.items()}
+
+
+def costs(
+    args: argparse.Namespace, variants: dict[str, nn.Module], batch: int, size: tuple[int, int]
+) -> list[list[str]]:
+    """The rows of the table of one input."""
+    steps = forwards(args, variants, batch, size)
     counted = {name: flops(step) for name, step in steps.items()}
     memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
-    times = times_in_turn(steps, args.rounds, args.device)
+    times = times_in_turn(steps, args.rounds, args.device, args.clock)
     last = list(variants)[-1]
     base = statistics.median(times[last])
     rows = []
@@ -133,10 +145,29 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
             high = gather_tokens(positions, index)
             add_tokens(fused, index, high * chosen.gate(relevance, tiling.cell[0] * tiling.cell[1]), keep)
 
-    times = times_in_turn(dict(layer=layer, selection=selection), args.rounds * 3, args.device)
+    times = times_in_turn(dict(layer=layer, selection=selection), args.rounds * 3, args.device, args.clock)
     share = statistics.median(part / whole for part, whole in zip(times['selection'], times['layer']))
     more_flops = flops(selection) / flops(layer)
     return [_shape(batch, size), f'{network.selector.ratio:.0%}', f'{more_flops:.2%}', f'{share:.1%}']
+
+
+def growth(args: argparse.Namespace, flex: FlexViT, low: nn.Module, batch: int) -> Iterator[list[str]]:
+    """What a given number of cells costs beyond the ViT on the shrunk image, and how that grows with the pixels."""
+    more_flops, more_time = [], []
+    for size in args.sizes:
+        side = flex.patch_size * flex.zoom * flex.cell_size
+        flex.selector.ratio = min(args.cells / math.prod(-(-n // side) for n in size), 1.0)
+        steps = forwards(args, dict(flex=flex, low=low), batch, size)
+        more_flops.append(flops(steps['flex']) - flops(steps['low']))
+        times = times_in_turn(steps, args.rounds, args.device, args.clock)
+        more_time.append(statistics.median(a - b for a, b in zip(times['flex'], times['low'])))
+    pixels = [math.prod(size) for size in args.sizes]
+    for name, values, unit in (('GFLOPs', more_flops, 1e9), ('ms', more_time, 1e-3)):
+        powers = [
+            f'{exponent(pixels[i:], values[i:]):.2f}' if min(values[i:]) > 0 and len(pixels) > 1 else '–'
+            for i in (0, -2)
+        ]
+        yield [name, *(f'{value / unit:.1f}' for value in values), *powers]
 
 
 def _shape(batch: int, size: tuple[int, int]) -> str:
@@ -153,12 +184,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--sizes', type=parse_size, nargs='+', default=[(1024, 1024)], metavar='HxW', help='default: 1024x1024'
     )
     parser.add_argument('--batches', type=parse_count, nargs='+', default=(1,), help='images a batch; default: 1')
+    parser.add_argument('--cells', type=parse_count, help='chosen cells, whatever the size; in place of --ratios')
     parser.add_argument('--amp', action='store_true', help='half precision, on a GPU')
+    reports.add_clock(parser)
     reports.add_arguments(parser, rounds=5)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
-    flex = {ratio: FlexViT(args.arch, zoom=args.zoom, select_ratio=ratio) for ratio in args.ratios}
+    ratios = args.ratios if args.cells is None else args.ratios[:1]
+    flex = {ratio: FlexViT(args.arch, zoom=args.zoom, select_ratio=ratio) for ratio in ratios}
     variants = {f'ViT, 1/{args.zoom} of the side': PlainViT(args.arch, args.zoom)}
     variants |= {f'FlexViT, {ratio:.0%}': network for ratio, network in flex.items()}
     variants['ViT, full'] = PlainViT(args.arch)
@@ -167,6 +201,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     report = reports.start(__file__, argv, args)
     print('\n'.join(reports.describe(report)))
+    if args.cells is not None:
+        low, network, _ = variants.values()
+        for batch in args.batches:
+            columns = [f'images a batch: {batch}', *(f'{height}×{width}' for height, width in args.sizes)]
+            columns += ['exponent', 'of the last two sizes']
+            title = f'{args.arch}, zoom {args.zoom}, {args.cells} cells: beyond the ViT on the shrunk image'
+            reports.add_table(report, title, columns, list(growth(args, network, low, batch)))
+        reports.write(report, args.json)
+        return
     inputs = [(batch, size) for size in args.sizes for batch in args.batches]
     columns = ['network', 'GFLOPs', 'of full', 'ms (min–max)', 'speed-up over full', 'peak MiB']
     for batch, size in inputs:

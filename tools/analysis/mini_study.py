@@ -22,7 +22,8 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from mmvisattn.errors import UserError
@@ -60,11 +61,14 @@ class Variant:
     Args:
         options (list[str]): ``--cfg-options`` in all stages that are not common.
         config (str, optional): Config file of the last stage in place of that of all.
+        first (list[str], optional): ``--cfg-options`` of a training of its own before the last stage, with the config
+            of that stage and on top of its options; None for none.
         seeds (int, optional): Seeds from this on are left out, where one costs much and decides little; None for all.
     """
 
     options: list[str] = field(default_factory=list)
     config: str | None = None
+    first: list[str] | None = None
     seeds: int | None = None
 
 
@@ -129,6 +133,15 @@ ADE_OF_SMALL = [
 BACKBONE = 'model.backbone.'
 RULE = 'custom_hooks.4.rule='
 NOT_TAUGHT = ['custom_hooks.3.type=EmptyCacheHook']  # of mmengine, in the place of CellLossHook
+# Six passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing.
+GLANCE_EPOCHS = 6
+TAUGHT_FIRST = [
+    *(f'train_cfg.{key}={GLANCE_EPOCHS}' for key in ('max_epochs', 'val_interval')),
+    *(f'param_scheduler.1.{key}={GLANCE_EPOCHS}' for key in ('T_max', 'end')),
+    BACKBONE + 'select_ratio=0.0',
+    *(f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult=0' for key in ('backbone', 'neck', 'bbox_head')),
+    'optim_wrapper.paramwise_cfg.custom_keys.relevance.lr_mult=2',
+]
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -162,6 +175,7 @@ STUDIES = {
             '10 %, pixel deviation': Variant([RULE + 'deviation']),
             '10 %, chosen, not taught': Variant(NOT_TAUGHT, seeds=3),
             '10 %, chosen': Variant(),
+            '10 %, chosen, taught first': Variant(first=TAUGHT_FIRST),
             '10 %, truth': Variant([RULE + 'truth']),
             'all': Variant([BACKBONE + 'select_ratio=1.0'], seeds=2),
         },
@@ -249,17 +263,24 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     for name, variant in study.variants.items():
         if variant.seeds is not None and seed >= variant.seeds:
             continue
+        *before, last = study.stages
+        stages = [
+            (f'stage {number}' if stage.common else f'{name}, stage {number}', stage, variant.options)
+            for number, stage in enumerate(before, 1)
+        ]
+        last = replace(last, config=variant.config or last.config)
+        if variant.first is not None:
+            stages.append((f'{name}, before', replace(last, metrics={}), [*variant.options, *variant.first]))
+        stages.append((name, last, variant.options))
         start = None
         trainings[name] = []
-        for number, stage in enumerate(study.stages, 1):
-            is_last = number == len(study.stages)
-            label = f'stage {number}' if stage.common else name if is_last else f'{name}, stage {number}'
+        for label, stage, options in stages:
             if label not in known:
                 own = 0 if stage.common else seed
                 known[label] = Training(
                     name=f'{label!r}, seed {own}',
-                    config=variant.config if variant.config and is_last else stage.config,
-                    options=[*stage.options, *([] if stage.common else variant.options), f'randomness.seed={own}'],
+                    config=stage.config,
+                    options=[*stage.options, *([] if stage.common else options), f'randomness.seed={own}'],
                     metrics=stage.metrics,
                     folder=folder / re.sub(r'\W+', '_', label) / f'seed{own}',
                     start=start,
@@ -411,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_script('tools/data/make_mini.py', *words)
     folder = (ROOT / args.work_dir / args.study).resolve()
     plans = [plan(study, seed, folder) for seed in args.seeds]
-    trainings = [t for variants in plans for stage in zip(*variants.values()) for t in stage]
+    trainings = [t for variants in plans for stage in zip_longest(*variants.values()) for t in stage if t]
     results = args.results or ROOT / 'docs/studies' / f'{args.study}.json'
     # Tests last, when there is what to test.
     run_all(sorted(trainings, key=lambda training: isinstance(training, Test)), args.jobs, results)
