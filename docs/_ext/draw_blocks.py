@@ -154,7 +154,7 @@ def flexattention() -> None:
     box(ax, 2.9, 8.1, 'shrunk by `zoom`', PLAIN, 3.6)
     box(ax, 2.9, 7.1, 'patches and positions', PLAIN, 3.6)
     box(ax, 2.9, 5.5, 'glance: the first layers\non low-resolution tokens', PLAIN, 3.8, 1.1)
-    box(ax, 2.9, 3.9, 'learned questions, and a scout on the\nshrunk image: relevance of each cell', OWN, 4.6, 1.1)
+    box(ax, 2.9, 3.9, 'learned questions, and a scout on the\nimage: relevance of each cell', OWN, 4.6, 1.1)
     box(ax, 9.4, 3.9 + 3.2, 'patches of the chosen cells', OWN, 4.4)
     box(ax, 9.4, 5.5, 'the same layers, attending to\nkept low-resolution keys and values', OWN, 5.4, 1.1)
     box(

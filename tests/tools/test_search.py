@@ -124,7 +124,7 @@ def test_a_scout_finds_what_can_be_found(monkeypatch):
 
     for contrast, least, most in ((60, 0.9, 1.0), (0, 0.0, 0.35)):  # two cells of 16
         torch.manual_seed(0)
-        found = gates.share_found(Scout(3, gates.PATCH), scenes(64, contrast), scenes(60, contrast))
+        found = gates.share_found(Scout(3, 16), scenes(64, contrast), scenes(60, contrast), 2)
         assert least <= found <= most
 
 
@@ -134,8 +134,8 @@ def test_the_command_prints_all_gates(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     gates.main([str(tmp_path / 'mini')])
     rows = [line.split(' | ') for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len(rows) == 9
+    assert len(rows) == 13
     assert [row[2] for row in rows] == [
-        f'{chance} |' for chance in ('0.050', '0.100') * 2 + ('0.500', '0.500', '0.333', '0.100', '0.100')
+        f'{chance} |' for chance in ('0.050', '0.100') * 2 + ('0.500', '0.500', '0.333') * 2 + ('0.100',) * 3
     ]
     assert all(0 <= float(row[1]) <= 1 for row in rows)

@@ -128,7 +128,7 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
 
     low, fused, positions = (draw(rows * columns, dim) for rows, columns in (low_grid, tiling.size, tiling.size))
     pixels = draw(cell_grid[0] * cell_grid[1], 3 * side**2)
-    shrunk = draw(3, *(n * network.patch_size for n in low_grid))
+    seen = draw(3, *(n * network.patch_size // network.sight for n in tiling.size))
     count = network.selector.count(cell_grid[0] * cell_grid[1]) * tiling.cell[0] * tiling.cell[1]
     both = draw(low.shape[1] + count, dim)
 
@@ -138,7 +138,7 @@ def overhead(args: argparse.Namespace, network: FlexViT, batch: int, size: tuple
 
     def selection() -> None:
         with torch.autocast(args.device.type, torch.float16, enabled=args.amp):
-            relevance = pool_to_cells(network.relevance(low, low_grid, None, shrunk), network.cell_size)
+            relevance = pool_to_cells(network.relevance(low, low_grid, None, seen), network.cell_size)
             chosen = network.selector(relevance)
             index, keep = tiling.locate(chosen)
             gather_tokens(pixels, chosen.indices)

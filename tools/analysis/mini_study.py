@@ -133,8 +133,8 @@ ADE_OF_SMALL = [
 BACKBONE = 'model.backbone.'
 RULE = 'custom_hooks.4.rule='
 NOT_TAUGHT = ['custom_hooks.3.type=EmptyCacheHook']  # of mmengine, in the place of CellLossHook
-# Six passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing.
-GLANCE_EPOCHS = 6
+# Four passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing.
+GLANCE_EPOCHS = 4
 TAUGHT_FIRST = [
     *(f'train_cfg.{key}={GLANCE_EPOCHS}' for key in ('max_epochs', 'val_interval')),
     *(f'param_scheduler.1.{key}={GLANCE_EPOCHS}' for key in ('T_max', 'end')),

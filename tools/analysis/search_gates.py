@@ -2,12 +2,12 @@
 
 Two measures of contrast choose cells, and the share of the targets' boxes that these cover is told: if an edge or a
 strange colour led to the targets, the search would show nothing about attention. And a small classifier is shown the
-shrunk image around a place: it should tell a thing from the ground, for otherwise a glance could lead nowhere, and not
-tell the classes apart, for otherwise there were no need to look closely. At last two networks that see the shrunk image
-alone are taught by the boxes to choose cells: how many targets a glance can find.
+image around a place, shrunk as for a glance and as for FlexViT's scout: it should tell a thing from the ground, for
+otherwise a glance could lead nowhere, and not tell the classes apart, for otherwise there were no need to look closely.
+At last networks that see no more than that are taught by the boxes to choose cells: how many targets can be found so.
 
 Example:
-    python tools/data/make_mini.py data/mini_search --size 256 256 --classes 3 --objects 1 2 --empty 0.15 --decoys 6 10
+    python tools/data/make_mini.py data/mini_search --size 256 256 --classes 3 --objects 1 2 --empty 0.1 --decoys 6 10
     python tools/analysis/search_gates.py data/mini_search
 """
 
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
 from mmvisattn.models.backbones import FlexViT
-from mmvisattn.models.layers.scout import Scout
+from mmvisattn.models.layers.scout import Scout, sight
 
 CELL, ZOOM = 32, 4  # pixels
 PATCH = CELL // ZOOM  # a cell of the shrunk image
+SIGHT = sight(PATCH, ZOOM)  # how much the image is shrunk for FlexViT's scout
 STEPS = 1000  # of teaching, 16 scenes each
-AROUND = 4  # pixels of the shrunk image to each side of a place
+AROUND = 16  # pixels to each side of a place, and the one that it is in
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
@@ -76,16 +77,35 @@ def coverage(scores: np.ndarray, boxes: Sequence[Box], ratio: float) -> list[flo
     ]
 
 
-def shrink(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) shrunk by ``ZOOM``, in 0…1."""
-    return cv2.resize(image, None, fx=1 / ZOOM, fy=1 / ZOOM, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+def shrink(image: np.ndarray, by: int) -> np.ndarray:
+    """An image (H, W, 3) shrunk, in 0…1."""
+    return cv2.resize(image, None, fx=1 / by, fy=1 / by, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def look(image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
-    """What the shrunk image shows around the middle of each box."""
-    low = np.pad(shrink(image), ((AROUND, AROUND), (AROUND, AROUND), (0, 0)), mode='edge')
-    at = [(int((y + height / 2) / ZOOM), int((x + width / 2) / ZOOM)) for x, y, width, height in boxes]
-    return [low[y : y + 2 * AROUND + 1, x : x + 2 * AROUND + 1] for y, x in at]
+def look(image: np.ndarray, boxes: Sequence[Box], by: int) -> list[np.ndarray]:
+    """What the image, shrunk, shows around the middle of each box."""
+    around = AROUND // by
+    low = np.pad(shrink(image, by), ((around, around), (around, around), (0, 0)), mode='edge')
+    at = [(int((y + height / 2) / by), int((x + width / 2) / by)) for x, y, width, height in boxes]
+    return [low[y : y + 2 * around + 1, x : x + 2 * around + 1] for y, x in at]
+
+
+def show(scenes: Sequence, by: int) -> list[list[np.ndarray]]:
+    """What images, shrunk, show of the ground, of targets, of decoys, and of the targets of each class."""
+    rng = np.random.default_rng(0)
+    ground, targets, decoys = [], [], []
+    classes: list[list[np.ndarray]] = [[] for _ in range(1 + max(n for s in scenes for n in s[2]))]
+    for image, boxes, numbers, others in scenes:
+        seen = look(image, boxes, by)
+        targets += seen
+        decoys += look(image, others, by)
+        middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
+        places = rng.uniform(8, (image.shape[1] - 8, image.shape[0] - 8), (8, 2))
+        free = [p for p in places if (np.hypot(*(middles - p).T) > 16).all()]
+        ground += look(image, [(x, y, 0, 0) for x, y in free], by)
+        for n, patch in zip(numbers, seen):
+            classes[n].append(patch)
+    return [ground, targets, decoys, *classes]
 
 
 def accuracy(train: Sequence[Sequence[np.ndarray]], val: Sequence[Sequence[np.ndarray]]) -> float:
@@ -131,13 +151,20 @@ class Tokens(nn.Module):
         return self.judge(self.vit(x)[0].permute(0, 2, 3, 1)).squeeze(-1)
 
 
-def share_found(network: nn.Module, train: Sequence, val: Sequence) -> float:
-    """The share of the targets whose middle is in the best tenth of the cells, after a network was taught by boxes."""
+def share_found(network: nn.Module, train: Sequence, val: Sequence, by: int) -> float:
+    """The share of the targets whose middle is in the best tenth of the cells, after a network was taught by boxes.
+
+    Args:
+        network (nn.Module): Judges the cells of images.
+        train (Sequence): Scenes to teach it.
+        val (Sequence): Scenes in which targets are to be found.
+        by (int): How much images are shrunk for it.
+    """
     torch.manual_seed(0)
 
     def gather(scenes: Sequence) -> tuple[Tensor, Tensor]:
-        images = torch.tensor(np.stack([shrink(scene[0]) for scene in scenes])).permute(0, 3, 1, 2) * 4 - 2
-        cells = torch.zeros(len(scenes), *(n // PATCH for n in images.shape[2:]))
+        images = torch.tensor(np.stack([shrink(scene[0], by) for scene in scenes])).permute(0, 3, 1, 2) * 4 - 2
+        cells = torch.zeros(len(scenes), *(n * by // CELL for n in images.shape[2:]))
         for of_image, (_, boxes, *_) in zip(cells, scenes):
             for x, y, width, height in boxes:
                 of_image[int(y) // CELL : int(y + height) // CELL + 1, int(x) // CELL : int(x + width) // CELL + 1] = 1
@@ -179,33 +206,23 @@ def measure(root: Path) -> list[tuple[str, float, float]]:
         for name, of in (('pixel deviation', pixel_deviation), ('colour contrast', colour_contrast))
         for ratio in (0.05, 0.1)
     ]
-    rng = np.random.default_rng(0)
-    shown: dict[str, list[list[np.ndarray]]] = {'ground': [], 'targets': [], 'decoys': [], 'classes': []}
-    for scenes in (train, val):
-        ground, targets, decoys = [], [], []
-        classes: list[list[np.ndarray]] = [[] for _ in range(1 + max(n for s in scenes for n in s[2]))]
-        for image, boxes, numbers, others in scenes:
-            seen = look(image, boxes)
-            targets += seen
-            decoys += look(image, others)
-            middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in [*boxes, *others]]).reshape(-1, 2)
-            places = rng.uniform(8, (image.shape[1] - 8, image.shape[0] - 8), (8, 2))
-            free = [p for p in places if (np.hypot(*(middles - p).T) > 16).all()]
-            ground += look(image, [(x, y, 0, 0) for x, y in free])
-            for n, patch in zip(numbers, seen):
-                classes[n].append(patch)
-        for name, value in (('ground', ground), ('targets', targets), ('decoys', decoys), ('classes', classes)):
-            shown[name].append(value)
-    things = [targets + decoys for targets, decoys in zip(shown['targets'], shown['decoys'])]
-    for name, groups in (
-        ('a glance tells things from the ground', list(zip(shown['ground'], things))),
-        ('a glance tells targets from decoys', list(zip(shown['targets'], shown['decoys']))),
-        ('a glance tells the classes apart', shown['classes']),
-    ):
-        rows.append((name, accuracy(*groups), 1 / len(groups[0])))
+    for name, by in (('a glance', ZOOM), (f'an image {SIGHT} times as small', SIGHT)):
+        shown = [show(scenes, by) for scenes in (train, val)]
+        for what, groups in (
+            ('things from the ground', [[of[0], of[1] + of[2]] for of in shown]),
+            ('targets from decoys', [of[1:3] for of in shown]),
+            ('the classes apart', [of[3:] for of in shown]),
+        ):
+            rows.append((f'{name} tells {what}', accuracy(*groups), 1 / len(groups[0])))
     torch.manual_seed(0)
-    for name, network in (("convolutions (FlexViT's scout)", Scout(3, PATCH)), ('the tokens of a ViT', Tokens())):
-        rows.append((f'{name}, taught by boxes, find of the targets at 10%', share_found(network, train, val), 0.1))
+    for name, network, by in (
+        (f'a scout on the image {ZOOM} times as small', Scout(3, PATCH), ZOOM),
+        (f"FlexViT's scout, on the image {SIGHT} times as small", Scout(3, CELL // SIGHT), SIGHT),
+        ('the tokens of a ViT', Tokens(), ZOOM),
+    ):
+        rows.append(
+            (f'{name}, taught by boxes, finds of the targets at 10%', share_found(network, train, val, by), 0.1)
+        )
     return rows
 
 

@@ -25,7 +25,7 @@ from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock
 from ..layers.join_outputs import join_outputs
 from ..layers.padding import content_size, divide_up, is_inside, resample_positions
-from ..layers.scout import Scout
+from ..layers.scout import Scout, sight
 from ..layers.selection import Relevance, Selection, TokenSelector, pool_to_cells
 from .base_backbone import BaseBackbone, drop_path_rates
 
@@ -161,7 +161,8 @@ class FlexViT(BaseBackbone):
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if not self.low_only:
-            self.relevance = Relevance(dim, Scout(in_channels, patch_size))
+            self.sight = sight(patch_size, zoom)
+            self.relevance = Relevance(dim, Scout(in_channels, patch_size * zoom // self.sight))
             self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
             self.norm_high = nn.LayerNorm(dim, eps=1e-6)
         self._freeze_stages()
@@ -219,7 +220,8 @@ class FlexViT(BaseBackbone):
         low = (low + self.positions(low_grid, low_shown)).flatten(1, 2)  # (B, N, C)
         low, context = self.glance(low, valid)
         if not self.low_only:
-            relevance = pool_to_cells(self.relevance(low, low_grid, valid, shrunk, low_shown), self.cell_size)
+            seen = shrunk if self.sight == self.zoom else F.avg_pool2d(x, self.sight)
+            relevance = pool_to_cells(self.relevance(low, low_grid, valid, seen, low_shown), self.cell_size)
             selection = self.selector(relevance.detach(), valid_cells)
             tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
             index, keep = tiling.locate(selection)  # (B, M)

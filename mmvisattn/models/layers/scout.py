@@ -1,4 +1,4 @@
-"""A first look at the shrunk image for what is smaller than a patch."""
+"""A first look at the image for what is smaller than a low-resolution patch."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +9,21 @@ from .padding import is_inside
 
 CHANNELS = (16, 32, 48)
 PLACES = 4  # to a side of a patch, about
+PIXELS = 16  # to a side of a patch, at least, if the image has them: of what spans less, too little is left to judge
+
+
+def sight(patch_size: int, zoom: int) -> int:
+    """How much the image is shrunk for a scout: no more than for the low resolution, and less where patches are small.
+
+    Args:
+        patch_size (int): Side of a patch in pixels of the low resolution.
+        zoom (int): How much the image is shrunk for that.
+
+    Returns:
+        int: A divisor of ``zoom``.
+    """
+    divisors = (n for n in range(zoom, 0, -1) if zoom % n == 0)
+    return next((n for n in divisors if patch_size * zoom // n >= PIXELS), 1)
 
 
 class Scout(nn.Module):

@@ -1,4 +1,4 @@
-from mmvisattn.models.layers.scout import Scout
+from mmvisattn.models.layers.scout import PIXELS, Scout, sight
 
 import pytest
 import torch
@@ -52,3 +52,13 @@ def test_an_image_is_judged_alike_with_padding_around_it():
 
 def test_judgement_is_in_float32():
     assert build(8).bfloat16()(torch.randn(1, 3, 16, 16).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ('patch_size', 'zoom', 'expected'),
+    [(16, 2, 2), (16, 4, 4), (32, 2, 2), (8, 4, 2), (8, 3, 1), (4, 4, 1), (4, 2, 1)],
+)
+def test_a_scout_sees_pixels_enough_of_a_patch(patch_size, zoom, expected):
+    shrunk = sight(patch_size, zoom)
+    assert shrunk == expected and zoom % shrunk == 0
+    assert patch_size * zoom // shrunk >= PIXELS or shrunk == 1
