@@ -145,6 +145,19 @@ def test_a_study_of_two_stages_starts_from_the_weights_of_the_first(tmp_path, mo
     assert '--resume' in again and not any('load_from' in word for word in again)
 
 
+def test_a_variant_may_begin_with_a_training_of_its_own(tmp_path):
+    common = study_tool.Stage('a.py', ['x=1'], common=True)
+    last = study_tool.Stage('b.py', ['y=1'], {'mIoU': 'mIoU'})
+    variants = {'one': study_tool.Variant(), 'other': study_tool.Variant(['z=1'], first=['y=2'])}
+    plan = study_tool.plan(study_tool.Study(variants, [common, last]), 3, tmp_path)
+    start, before, end = plan['other']
+    assert plan['one'][0] is start and before.start is start and end.start is before
+    assert before.config == end.config == 'b.py' and not before.metrics and end.metrics
+    assert before.options == ['y=1', 'z=1', 'y=2', 'randomness.seed=3']
+    assert end.options == ['y=1', 'z=1', 'randomness.seed=3']
+    assert len({training.folder for training in (*plan['one'], *plan['other'])}) == 4
+
+
 def test_the_table_scales_metrics_by_their_names(tmp_path, capsys):
     """A segmentor of 0.8 % is no better for it, and a detector of an AP of 0.8 no worse."""
     stages = [
