@@ -9,6 +9,8 @@ import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from tests.shared import made_once
+
 from .utils import ARCH, ROOT, TOOLS, run_tool
 
 DET_CONFIG = f"""
@@ -120,10 +122,11 @@ class Trained:
 
 @pytest.fixture(scope='session')
 def mini_data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('data') / 'mini'
-    options = '--train 8 --val 3 --size 128 96 --shares 0.5 0.5 0'.split()
-    subprocess.run([sys.executable, TOOLS / 'data/make_mini.py', folder, *options], check=True)
-    return folder
+    def make(folder: Path) -> None:
+        options = '--train 8 --val 3 --size 128 96 --shares 0.5 0.5 0'.split()
+        subprocess.run([sys.executable, TOOLS / 'data/make_mini.py', folder, *options], check=True)
+
+    return made_once(tmp_path_factory, 'mini', make)
 
 
 @pytest.fixture(scope='session')
@@ -161,23 +164,29 @@ def shipped_configs(mini_data, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope='session')
 def det(det_config, mini_data, tmp_path_factory) -> Trained:
     """3 epochs of 4 iterations, interrupted in the second epoch."""
-    work_dir = tmp_path_factory.mktemp('det')
-    flags = ['--work-dir', work_dir, '--auto-scale-lr', '--resume']
-    with pytest.raises(KeyboardInterrupt):
-        hook = "custom_hooks=[dict(type='InterruptHook',after=6)]"
-        run_tool('train', interrupted_copy(det_config, hook), *flags)
-    run_tool('train', det_config, *flags, '--cfg-options', 'optim_wrapper.optimizer.momentum=0.8')
+
+    def make(work_dir: Path) -> None:
+        flags = ['--work-dir', work_dir, '--auto-scale-lr', '--resume']
+        with pytest.raises(KeyboardInterrupt):
+            hook = "custom_hooks=[dict(type='InterruptHook',after=6)]"
+            run_tool('train', interrupted_copy(det_config, hook), *flags)
+        run_tool('train', det_config, *flags, '--cfg-options', 'optim_wrapper.optimizer.momentum=0.8')
+
+    work_dir = made_once(tmp_path_factory, 'det', make)
     return Trained(det_config, work_dir, work_dir / 'epoch_3.pth', mini_data / 'coco/val2017')
 
 
 @pytest.fixture(scope='session')
 def seg(seg_config, mini_data, tmp_path_factory) -> Trained:
     """6 iterations with a checkpoint every 2, interrupted after 5."""
-    work_dir = tmp_path_factory.mktemp('seg')
-    with pytest.raises(KeyboardInterrupt):
-        hook = "custom_hooks=[dict(type='InterruptHook',after=5)]"
-        run_tool('train', interrupted_copy(seg_config, hook), '--work-dir', work_dir)
-    run_tool('train', seg_config, '--work-dir', work_dir, '--resume', 'auto')
+
+    def make(work_dir: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            hook = "custom_hooks=[dict(type='InterruptHook',after=5)]"
+            run_tool('train', interrupted_copy(seg_config, hook), '--work-dir', work_dir)
+        run_tool('train', seg_config, '--work-dir', work_dir, '--resume', 'auto')
+
+    work_dir = made_once(tmp_path_factory, 'seg', make)
     images = mini_data / 'ade/ADEChallengeData2016/images/validation'
     return Trained(seg_config, work_dir, work_dir / 'iter_6.pth', images)
 

@@ -1,18 +1,31 @@
 import json
+from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 
 from tools.analysis import busy as tool
 
 
+def arguments(network, seconds):
+    return SimpleNamespace(network=network, size=(64, 64), seconds=seconds)
+
+
+def test_two_processes_train_at_once():
+    assert 0 < tool.measure(arguments('timm:resnet10t', 0.2), tool.POLICIES['sleep'], 2) < 10
+
+
 def test_each_policy_alone_and_beside_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, 'POLICIES', dict(one={}, sleep=dict(OMP_WAIT_POLICY='PASSIVE')))
+    seconds = {('one', 1): [0.2, 0.4, 0.3], ('one', 2): [0.5], ('other', 1): [0.15], ('other', 2): [1.0]}
+    turns = {key: cycle(values) for key, values in seconds.items()}
+    monkeypatch.setattr(tool, 'POLICIES', dict(one='one', other='other'))
+    monkeypatch.setattr(tool, 'measure', lambda args, policy, processes: next(turns[policy, processes]))
     path = tmp_path / 'busy.json'
-    words = ['timm:resnet10t', '--size', '64x64', '--seconds', '1', '--rounds', '1', '--json', str(path)]
-    tool.main(words)
+    tool.main(['timm:resnet10t', '--size', '64x64', '--rounds', '3', '--json', str(path)])
     (table,) = json.loads(path.read_text())['tables']
-    assert [row[0] for row in table['rows']] == ['one', 'sleep']
-    assert table['rows'][0][2] == table['rows'][0][4] == '1.00'
+    assert [row[0] for row in table['rows']] == ['one', 'other']
+    assert [row[2::2] for row in table['rows']] == [['1.00', '1.00'], ['0.50', '2.00']]
+    assert [row[1].split()[0] for row in table['rows']] == ['300.0', '150.0']
 
 
 def test_processes_have_the_policy_and_no_other(monkeypatch):
@@ -28,8 +41,7 @@ def test_processes_have_the_policy_and_no_other(monkeypatch):
 
     monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')
     monkeypatch.setattr(tool.subprocess, 'Popen', Child)
-    args = type('Args', (), dict(network='n', size=(8, 8), seconds=1))
-    assert tool.measure(args, dict(GOMP_SPINCOUNT='7'), 2) == 0.5
+    assert tool.measure(arguments('n', 1), dict(GOMP_SPINCOUNT='7'), 2) == 0.5
     assert len(seen) == 2 and all('OMP_WAIT_POLICY' not in env and env['GOMP_SPINCOUNT'] == '7' for env in seen)
 
 

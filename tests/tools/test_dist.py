@@ -109,10 +109,12 @@ def test_resumed_in_another_number_of_processes(first, then, seg_config, tmp_pat
     for processes, length in ((first, 2), (then, 4)):
         # The same number of images in a step, all processes together.
         options = [f'train_cfg.max_iters={length}', f'train_dataloader.batch_size={2 // processes}']
+        words = [config, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options', 'train_cfg.val_interval=4']
+        if processes == 1:
+            run_tool('train', *words, *options)
+            continue
         done = run_command(
-            *('bash', TOOLS / 'dist_train.sh', config, processes, '--work-dir', tmp_path / 'work', '--resume'),
-            *('--cfg-options', 'train_cfg.val_interval=4', *options),
-            PORT=free_port(),
+            *('bash', TOOLS / 'dist_train.sh', words[0], processes, *words[1:], *options), PORT=free_port()
         )
         assert done.returncode == 0, done.stderr
     steps = [line for line in read_log(tmp_path / 'work') if 'loss' in line]

@@ -5,10 +5,18 @@ import shutil
 
 import pytest
 
+from tests import processes
+from tools import driver
 from tools.analysis import mini_study as study_tool
 
 ADE, COCO = 'ade/ADEChallengeData2016', 'coco/'
 SIZES = ['model.backbone.arch.depth=2', 'model.backbone.arch.embed_dims=16', 'model.neck.in_channels=16']
+
+
+@pytest.fixture(autouse=True)
+def begin_with_all_imported(monkeypatch):
+    """The commands of a study begin in processes that have imported the toolboxes."""
+    monkeypatch.setattr(driver.subprocess, 'Popen', processes.Popen)
 
 
 def shrink(stage, data, options):

@@ -6,7 +6,7 @@ import cv2
 import mmdet
 import mmseg
 
-from .utils import run_command, run_tool
+from .utils import run_python, run_tool
 
 
 def stock(toolbox, name: str) -> Path:
@@ -16,7 +16,7 @@ def stock(toolbox, name: str) -> Path:
 
 
 def run(toolbox, name: str, *args: object) -> str:
-    done = run_command('python', '-m', 'mmvisattn', stock(toolbox, name), *args, MPLBACKEND='Agg')
+    done = run_python('-m', 'mmvisattn', stock(toolbox, name), *args)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,6 +12,8 @@ import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
 
+from tests import processes
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 
@@ -39,7 +41,7 @@ def run_tool(name: str, *args: object) -> None:
 
 
 def run_command(*args: object, first_on_path: str = '', timeout: int = 800, **env: str) -> subprocess.CompletedProcess:
-    """Run a command in a process of its own, with this Python first on the path."""
+    """Run a command in a fresh process, with this Python first on the path."""
     folders = [first_on_path, str(Path(sys.executable).parent), os.environ['PATH']]
     path = {'PYTHONPATH': str(ROOT), 'PATH': os.pathsep.join(filter(None, folders))}
     return subprocess.run(
@@ -49,6 +51,11 @@ def run_command(*args: object, first_on_path: str = '', timeout: int = 800, **en
         text=True,
         timeout=timeout,
     )
+
+
+def run_python(*args: object, timeout: int = 800) -> subprocess.CompletedProcess:
+    """Run Python with these arguments in a process that has imported the toolboxes."""
+    return processes.run([str(arg) for arg in args], Path.cwd(), {**os.environ, 'PYTHONPATH': str(ROOT)}, timeout)
 
 
 def read_log(work_dir: Path, index: int = -1) -> list[dict]:
