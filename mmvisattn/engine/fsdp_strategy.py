@@ -24,7 +24,7 @@ class FSDPStrategy(StockFSDPStrategy):
     Args:
         state_dict_cfg (str | dict): As of mmengine's. Defaults to ``'full'``, one file of whole weights; mmengine's
             default is a folder with the parts of each process.
-        **kwargs: As of mmengine's.
+        **kwargs (Any): As of mmengine's.
 
     Raises:
         UserError: If checkpoints would be in parts.
