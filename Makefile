@@ -11,7 +11,7 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 ENVIRONMENTS := oldest compiled onedl
 VENVS := .venv $(ENVIRONMENTS:%=.venv-%)
 
-.PHONY: demo test quick docs test-heads test-backends $(ENVIRONMENTS:%=test-%) lint clean
+.PHONY: demo test quick docs test-heads test-backends test-deepspeed $(ENVIRONMENTS:%=test-%) lint clean
 
 demo: .venv/.installed
 	$(RUN) tools/demo.py
@@ -38,6 +38,14 @@ test-heads: .venv/.installed
 test-backends: .venv/.installed
 	$(RUN) -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/backends.txt
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/tools/test_backends.py
+
+# Training by way of DeepSpeed. mmengine imports it wherever it is installed, so it gets an environment on top of .venv.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+test-deepspeed: .venv/.installed
+	$(RUN) -m venv .venv-deepspeed
+	$(RUN) -c '$(SITE)' > "$$(.venv-deepspeed/bin/python -c '$(SITE)')/below.pth"
+	.venv-deepspeed/bin/python -m pip install --progress-bar on --constraint $(CONSTRAINTS) --requirement requirements/deepspeed.txt
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/python -m pytest -m slow tests/engine/test_deepspeed.py
 
 $(ENVIRONMENTS:%=test-%): test-%: .venv-%/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)
@@ -85,4 +93,4 @@ $(VENVS:%=%/.installed): setup.py $(wildcard requirements/*.txt)
 	@touch $@
 
 clean:
-	rm -rf $(VENVS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENVS) .venv-deepspeed build *.egg-info .mypy_cache .pytest_cache .ruff_cache

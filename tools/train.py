@@ -114,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_auto_scale_lr(cfg)
     runs.make_resumable(cfg)
     if args.resume:
-        if type_name(cfg.get('strategy', {}).get('type')) == 'FSDPStrategy':
+        strategy = cfg.get('strategy', {}).get('type')
+        if type_name(strategy) == 'FSDPStrategy' and 'mmvisattn.' not in str(strategy):
             raise UserError(
-                '--resume does not go with FSDPStrategy: mmengine gives torch the optimizer in an order of arguments '
-                'that torch no longer has; begin from the weights, with --load-from CHECKPOINT'
+                "--resume does not go with mmengine's FSDPStrategy, which gives torch the optimizer in an order of "
+                'arguments that torch no longer has; set `strategy.type=mmvisattn.FSDPStrategy`, now and before'
             )
         cfg.resume = True
         cfg.load_from = runs.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume

@@ -2,8 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.utils import is_list_of
 from torch import nn
@@ -29,17 +33,57 @@ def check_runner(runner: Runner, *loaders: str) -> None:
     """
     for name in loaders:
         dataset = build_dataset(runner, name)
-        if isinstance(runner.model, nn.Module):  # FlexibleRunner builds the model when it trains
-            if not getattr(dataset, 'return_classes', False):  # otherwise the model reads their names
-                check_classes(runner.model, getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
-            check_pictures(runner, dataset, f'{name}.dataset')
         if name == 'train_dataloader':
             check_masks(dataset, runner.cfg)
-            check_batch_of_one(runner)
         else:
             loop = runner.val_loop if name == 'val_dataloader' else runner.test_loop
             for metric in loop.evaluator.metrics:
                 check_metric(metric)
+    if isinstance(runner.model, nn.Module):
+        check_model(runner, *loaders)
+    else:
+        runner.register_hook(CheckModelHook(loaders))
+
+
+class CheckModelHook(Hook):
+    """Does what :func:`check_model` does when a FlexibleRunner has built its model, before the first step.
+
+    Args:
+        loaders (Sequence[str]): Names of the data loaders.
+    """
+
+    priority = 'HIGHEST'
+
+    def __init__(self, loaders: Sequence[str]) -> None:
+        self.loaders = loaders
+
+    def before_run(self, runner: Runner) -> None:
+        """Look at the model."""
+        check_model(runner, *self.loaders)
+
+
+def check_model(runner: Runner, *loaders: str) -> None:
+    """See whether the model fits the data.
+
+    Args:
+        runner (Runner): The runner, whose model is built.
+        loaders (str): Names of its data loaders.
+
+    Raises:
+        UserError: See :func:`check_runner`.
+    """
+    for name in loaders:
+        dataset = getattr(runner, name).dataset
+        if not getattr(dataset, 'return_classes', False):  # otherwise the model reads their names
+            check_classes(_unwrapped(runner), getattr(dataset, 'metainfo', {}).get('classes'), f'{name}.dataset')
+        check_pictures(runner, dataset, f'{name}.dataset')
+        if name == 'train_dataloader':
+            check_batch_of_one(runner)
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    """The model, whose parts have the names that they have in the config."""
+    return cast(nn.Module, runner.model.module) if is_model_wrapper(runner.model) else runner.model
 
 
 def build_dataset(runner: Runner, name: str) -> object:
@@ -200,13 +244,13 @@ def check_batch_of_one(runner: Runner) -> None:
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop) and not getattr(loader, 'drop_last', False)
     if size != 1 and not (by_epoch and math.ceil(last / processes()) == 1):
         return
-    runner.model.train()
+    model = _unwrapped(runner).train()
     text = (
         f'batches of {size}'
         if size == 1
         else f'{images} images in batches of {size}, which leaves a last one of one image'
     )
-    for name, module in runner.model.named_modules():
+    for name, module in model.named_modules():
         if not isinstance(module, nn.Sequential):
             continue
         parts = list(module.modules())
@@ -216,9 +260,7 @@ def check_batch_of_one(runner: Runner) -> None:
                 f'{text}: BatchNorm in `{name}` sees one value a channel and cannot be trained; set '
                 '`train_dataloader.batch_size` to at least 2 (`drop_last=True` for the last one)'
             )
-    norms = [
-        name for name, module in runner.model.named_modules() if isinstance(module, _BatchNorm) and module.training
-    ]
+    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training]
     if norms and size == 1:
         runner.logger.warning(
             f'{text}: the statistics of BatchNorm ({listed(norms, 2)}) are those of a single image; a larger '

@@ -247,44 +247,69 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
         assert any((one[name] - value).abs().max() > 1e-3 for name, value in start.items())
 
 
-def shard_and_train(rank: int, port: str, folder: str) -> None:
-    """Two steps with each parameter cut into a part for each process, by mmengine's strategy."""
+ADAMW = dict(type='AdamW', lr=1e-3, eps=1e-3)
+
+
+def shard_and_train(rank: int, world_size: int, port: str, runs: list[tuple[str, str | None]]) -> None:
+    """Four steps with each parameter cut into a part for each process: to a folder, from a checkpoint or the start."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    # Left to itself, mmengine takes the GPU of the number of the process.
-    wrapper = dict(device_id=torch.device('cpu'), use_orig_params=True)
-    FlexibleRunner(
-        model=Dense(build(DefocusMamba)),
-        work_dir=folder,
-        launcher='pytorch',
-        strategy=dict(type='FSDPStrategy', model_wrapper=wrapper, state_dict_cfg='full'),
-        train_dataloader=dict(
-            dataset=[dict(inputs=image) for image in IMAGES],
-            sampler=dict(type='InfiniteSampler', shuffle=False),
-            collate_fn=dict(type='default_collate'),
-            batch_size=2,
-            num_workers=0,
-        ),
-        train_cfg=dict(by_epoch=False, max_iters=2),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
-        default_scope='mmengine',
-        log_level='ERROR',
-    ).train()
+    ranks = dict(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, **ranks)
+    dist.init_process_group('gloo', rank=rank, world_size=world_size)
+    for folder, checkpoint in runs:
+        FlexibleRunner(
+            model=Dense(build(DefocusMamba)),
+            work_dir=folder,
+            launcher='pytorch',
+            # Left to itself, mmengine takes the GPU of the number of the process.
+            strategy=dict(type='mmvisattn.FSDPStrategy', model_wrapper=dict(device_id=torch.device('cpu'))),
+            train_dataloader=dict(
+                dataset=[dict(inputs=image) for image in IMAGES],
+                sampler=dict(type='InfiniteSampler', shuffle=False),
+                collate_fn=dict(type='default_collate'),
+                batch_size=4 // world_size,
+                num_workers=0,
+            ),
+            train_cfg=dict(by_epoch=False, max_iters=4),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(ADAMW)),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
+            randomness=dict(seed=0),
+            default_scope='mmengine',
+            log_level='ERROR',
+            experiment_name=f'sharded-{next(RUNS)}',
+            load_from=checkpoint,
+            resume=checkpoint is not None,
+        ).train()
     dist.destroy_process_group()
 
 
-def test_sharded_training_is_saved_whole_and_resumed_by_one_process(tmp_path):
-    mp.spawn(shard_and_train, (free_port(), str(tmp_path / 'sharded')), nprocs=2)
-    wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
-    one = train(tmp_path / 'one', build(DefocusMamba), 2, 4, wrapper)
-    saved = torch.load(tmp_path / 'sharded/iter_2.pth', weights_only=False)['state_dict']
-    for name, value in one.items():
-        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-5, msg=name)
-    on = [
-        train(tmp_path / folder, build(DefocusMamba), 3, 4, wrapper, resume=True, randomness=dict(seed=0))
-        for folder in ('one', 'sharded')
-    ]
-    for name, value in on[0].items():
-        torch.testing.assert_close(on[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+def sharded(world_size: int, *runs: tuple[str, str | None]) -> None:
+    mp.spawn(shard_and_train, (world_size, free_port(), runs), nprocs=world_size)
+
+
+def test_sharded_training_is_saved_whole_and_resumed_by_any_number_of_processes(tmp_path):
+    whole, half = tmp_path / 'whole', str(tmp_path / 'whole/iter_2.pth')
+    sharded(2, (str(whole), None), (str(tmp_path / 'two'), half))
+    sharded(1, (str(tmp_path / 'one'), half))
+    wanted = torch.load(whole / 'iter_4.pth', weights_only=False)
+    for name, value in train(tmp_path / 'stock', build(DefocusMamba), 4, 4, dict(optimizer=ADAMW)).items():
+        torch.testing.assert_close(wanted['state_dict'][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+    moments = wanted['optimizer']['state']
+    assert len(moments) > 20 and all(not torch.equal(m['exp_avg'], m['exp_avg_sq']) for m in moments.values())
+    for folder in ('two', 'one'):
+        resumed = torch.load(tmp_path / folder / 'iter_4.pth', weights_only=False)
+        for name, value in wanted['state_dict'].items():
+            torch.testing.assert_close(resumed['state_dict'][name], value, rtol=1e-4, atol=1e-7, msg=name)
+        for name, kinds in moments.items():
+            for kind, value in kinds.items():
+                other = resumed['optimizer']['state'][name][kind]
+                torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-7, msg=f'{name} {kind}')
+
+    # A plain runner, without a strategy, goes on from the same file.
+    plain = make_runner(
+        tmp_path / 'plain', build(DefocusMamba), 4, 4, dict(optimizer=ADAMW), load_from=half, resume=True
+    )
+    plain.train()
+    for name, value in weights(plain.model).items():
+        torch.testing.assert_close(value, wanted['state_dict'][name], rtol=1e-3, atol=1e-5, msg=name)

@@ -33,6 +33,22 @@ def test_both_forms_are_timed_and_graphs_counted(run, step):
     assert table['rows'][0][0] == NAMES[0] and float(table['rows'][0][3]) > 0 and report['clock'] == 'cpu'
 
 
+@pytest.mark.parametrize('name', ['SimpleFPN:in_channels=16,out_channels=8', 'FlexAttentionNeck:in_channels=32'])
+def test_a_neck_takes_the_maps_of_such_images(run, name, monkeypatch):
+    shapes = []
+    make_step = benchmark.make_step
+
+    def note(network, inputs, args):
+        shapes.append([tuple(x.shape) for x in inputs[0]])
+        return make_step(network, inputs, args)
+
+    monkeypatch.setattr(benchmark, 'make_step', note)
+    (result,) = run(name, step='train')['results']
+    assert (result['graphs'], result['again']) == (1, 0)
+    pyramid = [(1, 32, 8, 12), (1, 32, 4, 6), (1, 32, 2, 3), (1, 32, 1, 2)]
+    assert shapes == [[(1, 16, 2, 3)] if 'SimpleFPN' in name else pyramid] * 2
+
+
 def test_a_run_that_was_stopped_goes_on(run, monkeypatch):
     measure, measured = tool.measure, []
 

@@ -62,33 +62,49 @@ def test_dist_train_two_processes(name, shipped_configs, tmp_path):
     assert len(list(tmp_path.glob('*_1.pth'))) == 1
 
 
-def test_sharded_training_saves_whole_weights(shipped_configs, tmp_path):
-    sharded = ['runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy', 'strategy.state_dict_cfg=full']
-    sharded += ['strategy.model_wrapper.use_orig_params=True']
-    config = shipped_configs['seg']
-    done = run_command(
-        *('bash', TOOLS / 'dist_train.sh', config, 2, '--work-dir', tmp_path / 'sharded', '--cfg-options', *sharded),
-        PORT=free_port(),
-    )
-    assert done.returncode == 0, done.stderr
-    assert np.isfinite(read_log(tmp_path / 'sharded')[0]['loss'])
-    checkpoint = torch.load(tmp_path / 'sharded/iter_1.pth', weights_only=False)
+SHARDED = ('runner_type=FlexibleRunner', 'strategy.type=mmvisattn.FSDPStrategy')
+
+
+def test_sharded_training_is_resumed_in_another_number_of_processes(seg_config, tmp_path):
+    work_dir = tmp_path / 'sharded'
+    config = tmp_path / 'sharded.py'
+    config.write_text(f"_base_ = '{seg_config}'\noptim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW'))\n")
+    for processes, length in ((2, 2), (2, 4), (1, 6)):
+        options = [f'train_cfg.max_iters={length}', 'train_cfg.val_interval=6', *SHARDED]
+        options += [f'train_dataloader.batch_size={2 // processes}']
+        done = run_command(
+            *('bash', TOOLS / 'dist_train.sh', config, processes, '--work-dir', work_dir, '--resume'),
+            *('--cfg-options', *options),
+            PORT=free_port(),
+        )
+        assert done.returncode == 0, done.stderr
+        assert [line['step'] for line in read_log(work_dir) if 'loss' in line] == [length - 1, length]
+    assert 'resumed with another number of processes: 2 then, 1 now' in log_text(work_dir)
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
     saved = checkpoint['state_dict']
     assert set(checkpoint['optimizer']['state']) < set(saved)  # by name, as it is put together from parts
     init_default_scope('mmseg')
     whole = MODELS.build(Config.fromfile(config).model).state_dict()
     assert {name: value.shape for name, value in saved.items()} == {name: x.shape for name, x in whole.items()}
-    run_tool('train', config, '--work-dir', tmp_path / 'one', '--load-from', tmp_path / 'sharded/iter_1.pth')
+    run_tool('train', config, '--work-dir', tmp_path / 'one', '--load-from', work_dir / 'iter_4.pth')
     assert f'{len(whole)} keys loaded, 0 missing' in log_text(tmp_path / 'one')
 
 
-def test_sharded_training_cannot_be_resumed(shipped_configs, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run_tool(
-            *('train', shipped_configs['seg'], '--work-dir', tmp_path, '--resume'),
-            *('--cfg-options', 'runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy'),
-        )
-    assert '--resume does not go with FSDPStrategy' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        (['strategy.type=FSDPStrategy'], 'set `strategy.type=mmvisattn.FSDPStrategy`'),
+        (['strategy.type=mmvisattn.FSDPStrategy', 'strategy.state_dict_cfg=local'], "is 'local'; leave it out"),
+        (['strategy.type=mmvisattn.FSDPStrategy', 'model.decode_head.num_classes=7'], 'tells 7 classes apart'),
+    ],
+)
+def test_sharded_training_is_refused(options, told, seg_config, tmp_path):
+    done = run_command(
+        *('bash', TOOLS / 'dist_train.sh', seg_config, 1, '--work-dir', tmp_path, '--resume'),
+        *('--cfg-options', 'runner_type=FlexibleRunner', *options),
+        PORT=free_port(),
+    )
+    assert done.returncode and told in done.stderr and not list(tmp_path.glob('*.pth'))
 
 
 def test_dist_test_measures_what_one_process_does(seg, tmp_path):

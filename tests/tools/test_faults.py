@@ -51,6 +51,7 @@ def kill_and_resume(config: Path, kills: int, *options: str) -> None:
     done = run_python(tool, config, '--kills', kills, '--cfg-options', *options, timeout=MINUTES_OF_KILLS * 60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf'{kills} kills of (\d+) trainings: \1 of them ended with the same weights', done.stdout)
+    print(done.stdout.splitlines()[-1])  # `pytest -s` tells the figure
 
 
 def test_killed_trainings_end_with_the_same_weights(seg_config):

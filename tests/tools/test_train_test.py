@@ -137,6 +137,21 @@ def test_stock_train_runs_the_shipped_configs_with_spawned_workers(command, name
     assert (tmp_path / 'iter_1.pth').is_file()
 
 
+@pytest.mark.parametrize(('toolbox', 'name', 'length'), [(mmdet, 'det', 'max_epochs'), (mmseg, 'seg', 'max_iters')])
+def test_stock_train_takes_a_config_that_imports_nothing(toolbox, name, length, request, tmp_path):
+    cfg = Config.fromfile(request.getfixturevalue(f'{name}_config'))
+    cfg.pop('custom_imports')
+    config, work_dir = tmp_path / 'config.py', tmp_path / 'work'
+    cfg.dump(str(config))
+    options = [f'train_cfg.{length}=1', 'train_cfg.val_interval=1']
+    script = stock_train(toolbox)
+    done = run_command(
+        *('python', '-m', 'mmvisattn', script, config, '--work-dir', work_dir, '--cfg-options', *options)
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(read_log(work_dir)[0]['loss'])
+
+
 def test_module_passes_arguments_and_folder_to_the_script(tmp_path):
     (tmp_path / 'beside.py').write_text('VALUE = 7\n')
     (tmp_path / 'script.py').write_text(

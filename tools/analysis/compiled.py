@@ -1,12 +1,13 @@
 """What `torch.compile` gives and costs: each network eager and compiled in turn, and how long compiling took.
 
-Without names: the backbones, and the small detectors and segmentors of `configs/mini`. A training step is forward, loss
-and backward. Steps are timed as in `benchmark.py`; compiling is told in seconds of the processor, its compilers
-included, with one of them at a time, and with the number of graphs, of which a backbone has one. With `--json`, what
-the file holds already is not measured again, so that a run that was stopped goes on.
+Without names: the backbones, the necks, which get maps of the size that a backbone makes of such images, and the small
+detectors and segmentors of `configs/mini`. A training step is forward, loss and backward. Steps are timed as in
+`benchmark.py`; compiling is told in seconds of the processor, its compilers included, with one of them at a time, and
+with the number of graphs, of which a backbone or a neck has one. With `--json`, what the file holds already is not
+measured again, so that a run that was stopped goes on.
 
 Example:
-    python tools/analysis/compiled.py FCViT:tiny DefocusViT:small --step train --sizes 224x224
+    python tools/analysis/compiled.py FCViT:tiny SimpleFPN:in_channels=384 --step train --sizes 224x224
 """
 
 import argparse
@@ -19,9 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmvisattn import cli
+from mmvisattn.models.necks import SimpleFPN
 from mmvisattn.testing import random_inputs
 
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
@@ -36,6 +39,8 @@ NETWORKS = (
     'DefocusViT:small,token_order=raster',
     'DefocusRetNet:small,token_order=raster',
     'FlexViT:small',
+    'SimpleFPN:in_channels=384',
+    'FlexAttentionNeck:in_channels=256',
     'configs/mini/fcvit-mini_fpn_ade20k.py',
     'configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py',
     'configs/mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco.py',
@@ -63,14 +68,24 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
+def build(name: str, size: tuple[int, int], args: argparse.Namespace) -> tuple[nn.Module, tuple]:
+    """A network and what it takes: a neck takes maps, of the size that a backbone makes of such images."""
+    if not networks.is_neck(name):
+        network = networks.build(name, args.part, size).to(args.device)
+        return network, random_inputs(network, args.batch, size, args.device)
+    network = networks.build_neck(name).to(args.device)
+    strides = (16,) if isinstance(network, SimpleFPN) else (4, 8, 16, 32)
+    maps = [torch.randn(args.batch, network.in_channels, *(-(-n // stride) for n in size)) for stride in strides]
+    return network, ([x.to(args.device).requires_grad_() for x in maps],)
+
+
 def measure(name: str, size: tuple[int, int], args: argparse.Namespace) -> dict:
     """Times of both forms of a network, and what compiling took."""
     torch.compiler.reset()
     counters.clear()
     gc.collect()
     torch.manual_seed(0)
-    network = networks.build(name, args.part, size).to(args.device)
-    inputs = random_inputs(network, args.batch, size, args.device)
+    network, inputs = build(name, size, args)
     steps: dict[str, Callable[[], None]] = {}
     for form in ('eager', 'compiled'):
         own = copy.copy(args)

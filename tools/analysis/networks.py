@@ -6,10 +6,11 @@ import importlib
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError, nearest
-from mmvisattn.models import backbones
+from mmvisattn.models import backbones, necks
 from mmvisattn.testing import REFERENCES, to_reference
 
 import timm
@@ -64,7 +65,17 @@ def build(name: str, part: str, size: tuple[int, int]) -> nn.Module:
         return _build_timm(name.removeprefix('timm:'), size)
     if is_config(name):
         return _build_config(name, part)
-    return _build_backbone(name)
+    return _build_own(backbones, name)
+
+
+def build_neck(name: str) -> nn.Module:
+    """A neck of ours by a name with its options, such as ``SimpleFPN:in_channels=384``."""
+    return _build_own(necks, name)
+
+
+def is_neck(name: str) -> bool:
+    """Whether a name is that of a neck of ours."""
+    return name.partition(':')[0] in necks.__all__
 
 
 def is_config(name: str) -> bool:
@@ -122,18 +133,20 @@ def config_path(name: str) -> str:
     return str(Path(toolbox.__file__).parent / '.mim/configs' / path)
 
 
-def _build_backbone(name: str) -> nn.Module:
+def _build_own(room: ModuleType, name: str) -> nn.Module:
     family, _, options = name.partition(':')
-    if family not in backbones.__all__:
-        hint = f" (did you mean 'timm:{name}'?)" if timm.is_model(name) else nearest(family, backbones.__all__)
+    if family not in room.__all__:
+        hint = f" (did you mean 'timm:{name}'?)" if timm.is_model(name) else nearest(family, room.__all__)
         raise UserError(f'{name!r} is no network{hint}; give a {NAMES}')
     arch, *pairs = options.split(',')
+    if room is necks:  # which have no arch
+        arch, pairs = '', options.split(',')
     if not all('=' in pair for pair in pairs):
-        raise UserError(f'{name!r} is not of the form {family}:ARCH,OPTION=VALUE,…')
+        raise UserError(f'{name!r} is not of the form {family}:{"" if room is necks else "ARCH,"}OPTION=VALUE,…')
     settings = dict(arch=arch) if arch else {}
     settings |= {key: _parse_value(value) for key, _, value in (pair.partition('=') for pair in pairs)}
     cli.check_model_options(dict(type=f'mmvisattn.{family}', **settings), family)
-    return getattr(backbones, family)(**settings)
+    return getattr(room, family)(**settings)
 
 
 def _parse_value(text: str) -> object:

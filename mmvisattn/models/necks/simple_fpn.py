@@ -65,7 +65,7 @@ class SimpleFPN(BaseModule):
             raise UserError(
                 f'SimpleFPN: `start_level` is {start_level}; set it to 0 (stride 4) up to {NUM_MADE - 1} (stride 32)'
             )
-        self.num_outs = num_outs
+        self.in_channels, self.num_outs = in_channels, num_outs
         half, quarter = in_channels // 2, in_channels // 4
         self.levels = range(start_level, min(start_level + num_outs, NUM_MADE))
         if 0 in self.levels:
