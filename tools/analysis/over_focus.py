@@ -35,6 +35,7 @@ from mmvisattn.models.layers.patch_sequence import to_map
 from mmvisattn.visualization.filters import bandpass_filters
 from mmvisattn.visualization.over_focus import (
     attention_map,
+    before,
     diversity,
     effective_share,
     half_power_width,
@@ -134,17 +135,7 @@ def heads_of(mixer: nn.Module, mix: Callable[[Tensor], Tensor]) -> tuple[Callabl
     groups = projection.in_features // size if size else getattr(inner, 'num_heads', None)
     if not groups:
         return None
-
-    def before(x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        try:
-            mix(x)
-        finally:
-            handle.remove()
-        return seen[0]
-
-    return before, groups
+    return before(projection, mix), groups
 
 
 def attention_figures(

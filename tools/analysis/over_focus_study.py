@@ -18,7 +18,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from mmvisattn.visualization.over_focus import (
     attention_map,
+    before,
     diversity,
     effective_share,
     mean_received,
@@ -285,21 +286,6 @@ def parts_of(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     if hasattr(block, 'mixer'):
         return block.norm, block.mixer, block.mixer.out_proj
     return block.norm1, block.attn, block.attn.proj
-
-
-def before(projection: nn.Module, mixer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a mixer makes of tokens before its last projection, where the heads lie side by side."""
-
-    def mix(x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        try:
-            mixer(x)
-        finally:
-            handle.remove()
-        return seen[0]
-
-    return mix
 
 
 def over_focus(probe: Probe, scenes: Scenes) -> dict[str, float]:
