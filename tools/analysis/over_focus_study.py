@@ -15,6 +15,7 @@ Example:
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -361,7 +362,9 @@ def load(path: Path) -> dict[str, dict]:
 def keep(path: Path, name: str, result: dict) -> None:
     """Add a result to the file, which other commands may have added to in the meantime."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**load(path), name: result}, indent=1, ensure_ascii=False) + '\n')
+    written = path.with_name(f'{path.name}.{os.getpid()}')
+    written.write_text(json.dumps({**load(path), name: result}, indent=1, ensure_ascii=False) + '\n')
+    written.replace(path)  # in one step: nobody reads half of a file
 
 
 def is_there(run: Run, path: Path) -> bool:
