@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def effective_share(weights: Tensor, base: Tensor | None = None) -> Tensor:
@@ -93,6 +93,31 @@ def attention_map(
             rows.append(row.masked_fill(own, 0))
         maps.append(torch.cat(rows, 1))
     return torch.stack(maps, 1)
+
+
+def before(projection: nn.Module, mix: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a mixer makes of tokens before its last projection, where heads lie side by side.
+
+    It is the ``mix`` to give to :func:`attention_map` for maps of single heads.
+
+    Args:
+        projection (nn.Module): The last projection, a part of the mixer.
+        mix (Callable[[Tensor], Tensor]): The mixer, (B, L, C) → (B, L, C).
+
+    Returns:
+        Callable[[Tensor], Tensor]: (B, L, C) → (B, L, D), what the projection is given.
+    """
+
+    def mix_heads(x: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            mix(x)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    return mix_heads
 
 
 def received(attention: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import math
 
 from mmvisattn.visualization.over_focus import (
     attention_map,
+    before,
     diversity,
     effective_share,
     frequency_response,
@@ -70,6 +71,19 @@ def test_attention_map_of_groups():
     # The query 1: both heads at the same token, 0; the query 2: at different ones, 1.
     torch.testing.assert_close(diversity(attention), torch.tensor([0.5]))
     torch.testing.assert_close(received(attention[0, 1]), torch.tensor([1.0, 0, 0]))
+
+
+def test_heads_before_the_projection():
+    """Behind a projection that sums the heads both look at both tokens; before it each at its own."""
+    projection = torch.nn.Linear(4, 4, bias=False)
+    torch.nn.init.ones_(projection.weight)
+    before_last, first = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), torch.tensor([[1.0, 0, 0]] * 3)
+    mix = lambda x: projection(torch.cat((before_last @ x[..., :2], first @ x[..., 2:]), -1))  # noqa: E731
+    x = torch.rand(1, 3, 4) + 1
+    heads = attention_map(before(projection, mix), x, [2], groups=2)
+    torch.testing.assert_close(heads[0, :, 0], torch.tensor([[0.0, 1, 0], [1, 0, 0]]))
+    behind = attention_map(mix, x, [2], groups=2)
+    assert (behind[0, :, 0, :2] > 1).all() and not projection._forward_pre_hooks
 
 
 def test_diversity():

@@ -1,29 +1,35 @@
 """Train small De-focus networks with and without the remedies, and measure over-focus in them.
 
 The task needs the whole image at one token: which of eight kinds of things are in it, and how many things, read from
-a class token at the end of 196 raster tokens. The things of a kind are in one third of the sequence, whichever. Every
+a class token at the end of 196 raster tokens. A kind that is there has two to four things, all in one third of the
+sequence, whichever, and their hues spread into those of the neighbouring kinds, so that each thing counts. Every
 network has 12 layers of 64 channels and learned absolute positions, and is one of our backbones from the patch
 embedding to the last norm; scenes are drawn anew for each step, so that there is nothing to learn by heart. What is
-finished is kept in the file of the results: a second run goes on where the first one stopped.
+finished is kept in the file of the results: a second run goes on where the first one stopped, and other rows or seeds
+may be run beside it.
 
 Example:
-    python tools/analysis/over_focus_study.py --rows retnet vit 'vit, not causal' --seeds 0 1 2
+    python tools/analysis/over_focus_study.py --rows 'vit, not causal' vit retnet mamba --seeds 0 1 2 --jobs 2
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmvisattn import cli
 from mmvisattn.errors import UserError
-from mmvisattn.models.backbones import DefocusRetNet, DefocusViT
+from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from mmvisattn.visualization.over_focus import (
     attention_map,
+    before,
     diversity,
     effective_share,
     mean_received,
@@ -38,14 +44,19 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of which `tools` is a package
 
+from tools.analysis.intervals import half_width
 from tools.driver import ROOT
 
 GRID, PATCH, KINDS = 14, 16, 8
-HERD = (5, 10)  # fewest things of a kind that is there, and more than the most
+HERD = (2, 5)  # fewest things of a kind that is there, and more than the most
+BLUR = 0.8  # how far the hue of a thing is off that of its kind at most, in distances between kinds
 ARCH = dict(embed_dims=64, depth=12, num_heads=2, mlp_ratio=2)
+MAMBA_ARCH = dict(embed_dims=64, depth=12, d_inner=128, d_state=16, dt_rank=4, group_norm_size=64)
 LAYERS = (3, 6, 9, 11)
 THIRDS = ('first', 'middle', 'last')
 TEST_SEED, TEST_SCENES, MEASURED_SCENES = 10_000, 1024, 32
+# Steps and highest learning rate of a form, or of a row of its own, by rows without remedies on seed 100.
+CHOSEN = {'retnet': (250, 2e-3), 'vit': (250, 2e-3), 'mamba': (250, 2e-3), 'vit, not causal': (250, 2e-3)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Row:
     """What sets a row apart.
 
     Args:
-        form (str): ``'retnet'`` or ``'vit'``.
+        form (str): ``'retnet'``, ``'vit'`` or ``'mamba'``.
         causal (bool): Hide later tokens.
         decay (bool): Have the decay.
         rotation (bool): Have the rotation.
@@ -88,7 +99,7 @@ def rows_of(form: str) -> dict[str, Row]:
     return rows
 
 
-ROWS = {**rows_of('retnet'), **rows_of('vit'), 'vit, not causal': Row('vit', causal=False)}
+ROWS = {**rows_of('retnet'), **rows_of('vit'), **rows_of('mamba'), 'vit, not causal': Row('vit', causal=False)}
 
 
 # Scenes
@@ -109,6 +120,11 @@ class Scenes:
     present: Tensor
     count: Tensor
     where: Tensor
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of its own."""
+    return torch.Generator().manual_seed(seed)
 
 
 def draw(batch: int, generator: torch.Generator) -> Scenes:
@@ -134,7 +150,8 @@ def draw(batch: int, generator: torch.Generator) -> Scenes:
         grey = free[kinds[sample, free] < 0]
         kinds[sample, grey[: int(size[sample].sum())]] = KINDS
 
-    hue = (kinds + 0.5 * torch.rand(kinds.shape, generator=generator) - 0.25) * (2 * torch.pi / KINDS)
+    hue = kinds + BLUR * (2 * torch.rand(kinds.shape, generator=generator) - 1)
+    hue = hue * (2 * torch.pi / KINDS)
     colour = torch.cos(hue.unsqueeze(-1) - torch.arange(3) * (2 * torch.pi / 3))  # (B, L, 3)
     colour = colour * (kinds < KINDS).unsqueeze(-1)
     colour = colour + 0.4 * torch.randn(batch, tokens, 1, generator=generator)
@@ -148,11 +165,20 @@ def draw(batch: int, generator: torch.Generator) -> Scenes:
 
     where = F.one_hot(torch.where(kinds < 0, KINDS, kinds), KINDS + 1)[..., :KINDS]  # (B, L, KINDS)
     where = torch.stack([where[:, torch.arange(tokens) * 3 // tokens == i].sum(1) for i in range(3)], -1)
-    count = where.sum((1, 2)) / (KINDS * sum(HERD) / 4)
+    count = where.sum((1, 2)) / (KINDS * (sum(HERD) - 1) / 4)
     return Scenes(images, (where.sum(-1) > 0).float(), count, where)
 
 
 # Network and training
+
+
+def hold_filter(mixer: nn.Module, decay: bool, rotation: bool) -> None:
+    """Have a mixer of Mamba, which cannot be built without its filter, forget nothing or turn nothing."""
+    with torch.no_grad():
+        if not decay:
+            mixer.A_log.requires_grad_(False).fill_(-30)  # the state loses 1e-13 of itself at a step of 1
+        if not rotation:
+            mixer.freq.requires_grad_(False).zero_()
 
 
 class Probe(nn.Module):
@@ -164,11 +190,19 @@ class Probe(nn.Module):
 
     def __init__(self, row: Row) -> None:
         super().__init__()
-        kind = dict(retnet=DefocusRetNet, vit=DefocusViT)[row.form]
-        options = dict(rope_scale=1.0, delta_scale=1.0, decay=row.decay, rotation=row.rotation)
-        options |= dict(causal=row.causal) if row.form == 'vit' else {}
         self.row, dim = row, ARCH['embed_dims']
-        self.backbone = kind(ARCH, 'raster', drop_path_rate=0.5 if row.drop_path else 0.0, **options)
+        options = dict(
+            token_order='raster', rope_scale=1.0, delta_scale=1.0, drop_path_rate=0.5 if row.drop_path else 0.0
+        )
+        filters = dict(decay=row.decay, rotation=row.rotation)
+        if row.form == 'mamba':
+            self.backbone = DefocusMamba(MAMBA_ARCH, **options)
+            for block in self.backbone.blocks:
+                hold_filter(block.mixer, **filters)
+        elif row.form == 'retnet':
+            self.backbone = DefocusRetNet(ARCH, **options, **filters)
+        else:
+            self.backbone = DefocusViT(ARCH, causal=row.causal, **options, **filters)
         self.positions = nn.Parameter(0.02 * torch.randn(1, GRID**2 + 1, dim))
         self.heads = nn.ModuleList(nn.Linear(dim, KINDS + 1) for _ in range(2))
 
@@ -203,7 +237,7 @@ class Probe(nn.Module):
 def train(row: Row, seed: int, steps: int, batch: int, lr: float) -> Probe:
     """A trained network."""
     torch.manual_seed(seed)
-    probe, generator = Probe(row), torch.Generator().manual_seed(seed)
+    probe, generator = Probe(row), generator_of(seed)
     optimizer = torch.optim.AdamW(probe.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for step in range(steps):
@@ -227,33 +261,32 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
 
 
 @torch.no_grad()
-def accuracy(probe: Probe, scenes: Scenes) -> dict[str, float]:
-    """How well the class token knows kinds and number, and the kinds by where their things are."""
-    answers = torch.cat([probe(images)[0][0] for images in scenes.images.split(64)])
-    kinds, figures = answers[:, :KINDS], {}
-    is_right = (kinds > 0) == scenes.present.bool()
-    figures['accuracy of kinds'] = is_right.double().mean().item()
-    figures['error of number'] = (answers[:, KINDS] - scenes.count).abs().mean().item()
+def accuracy(probe: Probe, seed: int = TEST_SEED) -> dict[str, float]:
+    """How well the class token knows kinds and number in scenes of a seed, and the kinds by where their things are."""
+    generator, parts = generator_of(seed), []
+    for start in range(0, TEST_SCENES, 64):
+        scenes = draw(min(64, TEST_SCENES - start), generator)
+        parts.append((probe(scenes.images)[0][0], scenes.present, scenes.count, scenes.where))
+    answers, present, count, where = (torch.cat(part) for part in zip(*parts))
+    kinds, there, figures = answers[:, :KINDS], present.bool(), {}
+    figures['accuracy of kinds'] = ((kinds > 0) == there).double().mean().item()
+    figures['error of number'] = (answers[:, KINDS] - count).abs().mean().item()
+    figures['AUC'] = statistics.mean(
+        area_under_curve(kinds[there[:, i], i], kinds[~there[:, i], i]) for i in range(KINDS)
+    )
     for index, name in enumerate(THIRDS):
-        alone = (scenes.where[..., index] > 0) & (scenes.where[..., index] == scenes.where.sum(-1))
-        pairs = [(kinds[alone[:, i], i], kinds[scenes.present[:, i] == 0, i]) for i in range(KINDS)]
+        alone = (where[..., index] > 0) & (where[..., index] == where.sum(-1))
+        pairs = [(kinds[alone[:, i], i], kinds[~there[:, i], i]) for i in range(KINDS)]
         figures[f'AUC, {name} third'] = statistics.mean(area_under_curve(*pair) for pair in pairs)
+    figures['AUC, last − first third'] = figures['AUC, last third'] - figures['AUC, first third']
     return figures
 
 
-def before_projection(attn: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a mixer makes of tokens before its last projection, in which the heads lie side by side."""
-
-    def mix(x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = attn.proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        try:
-            attn(x)
-        finally:
-            handle.remove()
-        return seen[0]
-
-    return mix
+def parts_of(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Norm, mixer and the last projection of the mixer in a block of ours."""
+    if hasattr(block, 'mixer'):
+        return block.norm, block.mixer, block.mixer.out_proj
+    return block.norm1, block.attn, block.attn.proj
 
 
 def over_focus(probe: Probe, scenes: Scenes) -> dict[str, float]:
@@ -271,59 +304,139 @@ def over_focus(probe: Probe, scenes: Scenes) -> dict[str, float]:
         for name, weights in (('field', fields[index]), ('gradient', gradients[index])):
             figures[f'{name} share, layer {index}'] = effective_share(weights[:, :-1]).mean().item()
             figures[f'{name} top 5 %, layer {index}'] = top_mass(weights[:, :-1]).mean().item()
-        block = probe.backbone.blocks[index]
-        x = block.norm1(layers[index]).detach()
-        attention = attention_map(block.attn, x, queries)[:, 0]
+        norm, mixer, projection = parts_of(probe.backbone.blocks[index])
+        x = norm(layers[index]).detach()
+        attention = attention_map(mixer, x, queries)[:, 0]
         figures[f'column share, layer {index}'] = effective_share(received(attention), base).mean().item()
-        heads = attention_map(before_projection(block.attn), x, queries, groups=ARCH['num_heads'])
+        heads = attention_map(before(projection, mixer), x, queries, groups=ARCH['num_heads'])
         figures[f'diversity, layer {index}'] = diversity(heads).mean().item()
     return figures
 
 
-def print_table(results: dict[str, dict[str, float]], rows: Sequence[str], seeds: Sequence[int]) -> None:
-    """A line for each figure and a column for each row, the means over seeds with the seeds' own behind them."""
+# Results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training of a row, and what it is told by in the file of the results.
+
+    Args:
+        row (str): Its name.
+        seed (int): Seed of weights, scenes and drop path.
+        steps (int): Of the training.
+        batch (int): Scenes of a step.
+        lr (float): Highest learning rate.
+    """
+
+    row: str
+    seed: int
+    steps: int
+    batch: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """Its key among the results."""
+        return f'{self.row}, seed {self.seed}'
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What figures must have been measured with to be its own."""
+        return dict(steps=self.steps, batch=self.batch, lr=self.lr, herd=list(HERD), blur=BLUR)
+
+    def measure(self) -> dict:
+        """Train, and measure."""
+        torch.set_num_threads(1)
+        start = time.process_time()
+        probe = train(ROWS[self.row], self.seed, self.steps, self.batch, self.lr)
+        minutes = round((time.process_time() - start) / 60, 2)
+        figures = {**accuracy(probe), **over_focus(probe, draw(MEASURED_SCENES, generator_of(TEST_SEED + 1)))}
+        return dict(settings=self.settings, minutes=minutes, figures=figures)
+
+
+def load(path: Path) -> dict[str, dict]:
+    """What is in the file of the results."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(path: Path, name: str, result: dict) -> None:
+    """Add a result to the file, which other commands may have added to in the meantime."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f'{path.name}.{os.getpid()}')
+    written.write_text(json.dumps({**load(path), name: result}, indent=1, ensure_ascii=False) + '\n')
+    written.replace(path)  # in one step: nobody reads half of a file
+
+
+def is_there(run: Run, path: Path) -> bool:
+    """Whether the figures of a run are in the file.
+
+    Raises:
+        UserError: If they are, and were measured with other settings.
+    """
+    result = load(path).get(run.name)
+    if result is not None and result['settings'] != run.settings:
+        raise UserError(
+            f'{path} has {run.name!r} with {result["settings"]} and not with {run.settings}; give another --results'
+        )
+    return result is not None
+
+
+def print_tables(path: Path, rows: Sequence[str], seeds: Sequence[int], figures: Sequence[str]) -> None:
+    """Means over seeds with the seeds' own behind them, then differences to the first row, paired by seed."""
+    results = load(path)
+    of = {row: [results[f'{row}, seed {seed}']['figures'] for seed in seeds] for row in rows}
+    names = [name for name in of[rows[0]][0] if not figures or name.startswith(tuple(figures))]
     print(f'\n| figure | {" | ".join(rows)} |\n|---|{"---|" * len(rows)}')
-    for figure in results[f'{rows[0]}, seed {seeds[0]}']:
-        cells = []
-        for row in rows:
-            values = [results[f'{row}, seed {seed}'][figure] for seed in seeds]
-            cells.append(f'{statistics.mean(values):.3f} ({", ".join(f"{value:.3f}" for value in values)})')
-        print(f'| {figure} | {" | ".join(cells)} |')
+    for name in names:
+        cells = [[result[name] for result in of[row]] for row in rows]
+        shown = [f'{statistics.mean(own):.3f} ({", ".join(f"{value:.3f}" for value in own)})' for own in cells]
+        print(f'| {name} | {" | ".join(shown)} |')
+    if len(rows) > 1 and len(seeds) > 1:
+        print(f'\n| beyond {rows[0]} | {" | ".join(rows[1:])} |\n|---|{"---|" * (len(rows) - 1)}')
+        for name in names:
+            cells = [[there[name] - here[name] for there, here in zip(of[row], of[rows[0]])] for row in rows[1:]]
+            print(f'| {name} | {" | ".join(map(interval, cells))} |')
+
+
+def interval(differences: Sequence[float]) -> str:
+    """Mean of paired differences, with its 95 % interval."""
+    mean, half = statistics.mean(differences), half_width(differences)
+    return f'{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})'
 
 
 @cli.one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing and print the table."""
+    """Train what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rows', nargs='+', choices=ROWS, metavar='ROW', default=list(ROWS), help='default: all')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
-    parser.add_argument('--steps', type=int, default=250, help='of a training; default: %(default)s')
+    parser.add_argument('--steps', type=int, help='of a training; default: what was chosen for the form')
     parser.add_argument('--batch', type=int, default=16, help='scenes of a step; default: %(default)s')
-    parser.add_argument('--lr', type=float, default=2e-3, help='highest learning rate; default: %(default)s')
+    parser.add_argument('--lr', type=float, help='highest learning rate; default: what was chosen for the form')
+    parser.add_argument(
+        '--figures', nargs='+', default=[], metavar='TEXT', help='only those that begin so in the tables'
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='trainings at a time, one thread each; default: %(default)s'
+    )
     parser.add_argument('--results', type=Path, help='default: docs/studies/over_focus.json')
     args = parser.parse_args(argv)
 
     path = args.results or ROOT / 'docs/studies/over_focus.json'
-    settings = dict(steps=args.steps, batch=args.batch, lr=args.lr)
-    kept = json.loads(path.read_text()) if path.exists() else dict(settings=settings, results={})
-    if kept['settings'] != settings:
-        raise UserError(f'{path} holds results of {kept["settings"]} and not of {settings}; give another --results')
-    results = kept['results']
-    test = draw(TEST_SCENES, torch.Generator().manual_seed(TEST_SEED))
-    measured = draw(MEASURED_SCENES, torch.Generator().manual_seed(TEST_SEED + 1))
+    runs = []
     for seed in args.seeds:
         for row in args.rows:
-            name = f'{row}, seed {seed}'
-            if name in results:
-                continue
-            start = time.perf_counter()
-            probe = train(ROWS[row], seed, **settings)
-            minutes = (time.perf_counter() - start) / 60
-            results[name] = {**accuracy(probe, test), **over_focus(probe, measured), 'minutes': round(minutes, 2)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(kept, indent=1) + '\n')
-            print(f'{name}: kinds {results[name]["accuracy of kinds"]:.3f}, {minutes:.1f} minutes', flush=True)
-    print_table(results, args.rows, args.seeds)
+            steps, lr = CHOSEN.get(row, CHOSEN[ROWS[row].form])
+            runs.append(Run(row, seed, args.steps or steps, args.batch, args.lr or lr))
+    missing = [run for run in runs if not is_there(run, path)]
+    # Processes of their own even for one at a time: nothing is carried over from a training to the next.
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('fork')) as pool:
+        futures = {pool.submit(run.measure): run for run in missing}
+        for future in as_completed(futures):
+            name, result = futures[future].name, future.result()
+            keep(path, name, result)
+            print(f'{name}: AUC {result["figures"]["AUC"]:.3f}, {result["minutes"]:.1f} minutes', flush=True)
+    print_tables(path, args.rows, args.seeds, args.figures)
 
 
 if __name__ == '__main__':
