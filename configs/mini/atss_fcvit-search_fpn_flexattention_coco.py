@@ -19,6 +19,7 @@ model = dict(
 
 custom_hooks = [
     *_base_.custom_hooks,
+    dict(type='mmvisattn.PaddingHook'),
     dict(type='mmvisattn.CellLossHook'),
     dict(type='mmvisattn.CellRuleHook'),
 ]
