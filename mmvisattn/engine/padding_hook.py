@@ -14,7 +14,8 @@ class PaddingHook(Hook):
     """Have each FlexAttentionNeck see the images that its model's backbone is given.
 
     The toolboxes hand a neck maps alone, in which padding looks like anything else. With this hook no cell of padding
-    is chosen, and nothing attends to it, in training, validation and test.
+    is chosen, and nothing attends to it, in training, validation and test. Without a runner :func:`watch_images` does
+    the same.
 
     Raises:
         UserError: If the model has no FlexAttentionNeck behind a backbone.

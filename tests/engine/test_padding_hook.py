@@ -1,6 +1,7 @@
+import copy
 from types import SimpleNamespace
 
-from mmvisattn.engine import PaddingHook
+from mmvisattn.engine import PaddingHook, watch_images
 from mmvisattn.errors import UserError
 from mmvisattn.models.necks import FlexAttentionNeck
 
@@ -43,6 +44,14 @@ def test_no_cell_of_padding_is_chosen(wrapped):
     PaddingHook().before_run(SimpleNamespace(model=model))
     chosen = chosen_in(detector, images)[0]
     assert chosen.sum() == 2 and not chosen[2:].any() and not chosen[:, 2:].any()
+
+
+def test_the_necks_of_a_copy_see_the_images_of_the_copy():
+    first = Detector().eval()
+    assert watch_images(first) == [first.neck[1]]
+    second = copy.deepcopy(first)
+    second.backbone(torch.randn(1, 3, 64, 64))
+    assert first.neck[1].images is None and second.neck[1].images is not None
 
 
 def test_a_model_without_the_neck_is_refused():

@@ -31,8 +31,9 @@ class FlexAttentionNeck(BaseModule):
     dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
     Maps do not tell what of a batch is padding; the images do, which :class:`~mmvisattn.engine.PaddingHook` has the
-    neck see, or ``neck.watch(model.backbone)`` without a runner. Then cells are chosen in the image alone, their number
-    goes by its size, and nothing attends to padding. :class:`~mmvisattn.engine.CellLossHook` teaches the choice.
+    neck see, or :func:`~mmvisattn.engine.watch_images` without a runner. Then cells are chosen in the image alone,
+    their number goes by its size, and nothing attends to padding. :class:`~mmvisattn.engine.CellLossHook` teaches the
+    choice.
 
     Args:
         in_channels (int): Channels C of the levels, a multiple of ``4 * num_heads``. Defaults to 256.
