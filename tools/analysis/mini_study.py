@@ -217,10 +217,10 @@ STUDIES = {
     'neck': Study(
         variants={
             'FPN': Variant(config='configs/mini/atss_fcvit-search_fpn_coco.py'),
-            # As many FLOPs as with a tenth of the cells.
-            'FPN, seven plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=6']),
             '10 %, chance': Variant([RULE + 'chance']),
             '10 %, chosen': Variant(),
+            # As many FLOPs as with a tenth of the cells.
+            'FPN, seven plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=6']),
             '10 %, truth': Variant([RULE + 'truth']),
         },
         stages=[

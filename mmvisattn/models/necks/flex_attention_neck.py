@@ -14,6 +14,7 @@ from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.cells import Tiling, add_tokens, gather_tokens
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock, axial_angles
+from ..layers.map_scout import MapScout
 from ..layers.padding import content_size, divide_each, divide_up, is_inside, token_side
 from ..layers.selection import Relevance, TokenSelector, pool_to_cells
 
@@ -24,9 +25,10 @@ class FlexAttentionNeck(BaseModule):
 
     After `FlexAttention <https://arxiv.org/abs/2407.20228>`_, see
     :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. After a plain layer over the coarse level learned questions
-    choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`; then each of ``num_layers``
-    layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the change of the
-    chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
+    choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`, and with them a small
+    judge of the places of the fine level, :class:`~mmvisattn.models.layers.map_scout.MapScout`; then each of
+    ``num_layers`` layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the
+    change of the chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
     so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
     dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
@@ -107,7 +109,7 @@ class FlexAttentionNeck(BaseModule):
             HierarchicalBlock(in_channels, num_heads, mlp_ratio, drop_path_rate, high_res=i > 0)
             for i in range(num_layers + 1)
         )
-        self.relevance = Relevance(in_channels)
+        self.relevance = Relevance(in_channels, MapScout(in_channels, self.zoom))
         self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
         self.watching = False
         self.images: Tensor | None = None  # of the pyramid to come
@@ -157,7 +159,8 @@ class FlexAttentionNeck(BaseModule):
         high_angles = axial_angles(high_grid, 1, self.head_dim, device).flatten(0, 1)
 
         low, _ = run(self.blocks[0], low, None, valid, low_angles, with_cp=with_cp)
-        relevance = pool_to_cells(self.cover(self.relevance(low, low_grid, valid), high_grid), self.cell_size)
+        relevance = self.relevance(low, low_grid, valid, high, high_grid, low_grid, inside)
+        relevance = pool_to_cells(self.cover(relevance, high_grid), self.cell_size)
         selection = self.selector(relevance, valid_cells)
         index, keep = tiling.locate(selection)  # (B, M)
         if inside is None or valid is None:
