@@ -28,8 +28,8 @@ class FlexAttentionNeck(BaseModule):
     choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`, and with them a small
     judge of the places of the fine level, :class:`~mmvisattn.models.layers.map_scout.MapScout`; then each of
     ``num_layers`` layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the
-    change of the chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
-    so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
+    change of the chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others
+    their values, so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
     dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
     Maps do not tell what of a batch is padding; the images do, which :class:`~mmvisattn.engine.PaddingHook` has the
