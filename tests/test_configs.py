@@ -204,6 +204,7 @@ def test_recipe_of_flexvit(path):
             'fcvit/fcvit-b12_fpn_4xb8-40k_ade20k-512x512',
         ),
         ('mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco', 'mini/mask-rcnn_fcvit-mini_fpn_coco'),
+        ('mini/atss_fcvit-search_fpn_flexattention_coco', 'mini/atss_fcvit-search_fpn_coco'),
     ],
 )
 def test_flexattention_neck_is_all_that_is_added(name, plain):
@@ -212,6 +213,9 @@ def test_flexattention_neck_is_all_that_is_added(name, plain):
     assert first == expected.model.neck
     assert added.type == 'mmvisattn.FlexAttentionNeck' and added.in_channels == first.out_channels
     cfg.model.neck = first
+    hooks = [dict(type=f'mmvisattn.{name}') for name in ('PaddingHook', 'CellLossHook')]
+    assert cfg.custom_hooks[len(expected.custom_hooks) :][:2] == hooks
+    cfg.custom_hooks = expected.custom_hooks
     assert cfg.to_dict() == expected.to_dict()
 
 

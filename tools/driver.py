@@ -104,9 +104,9 @@ class Training:
 
     @property
     def shares(self) -> Iterator[tuple[str, float]]:
-        """What each metric is called, and its value as a share of one."""
+        """What each metric is called, and its value as a share of one; those alone that the network has."""
         figures = self.figures
-        return ((label, as_share(key, figures[key])) for key, label in self.metrics.items())
+        return ((label, as_share(key, figures[key])) for key, label in self.metrics.items() if key in figures)
 
     def command(self) -> list[str]:
         """The script and its arguments."""

@@ -14,7 +14,7 @@ from mmvisattn.datasets.configure import Trained, set_num_classes
 from mmvisattn.datasets.description import distinct_palette
 from mmvisattn.datasets.files import IMAGE_SUFFIXES, read_head
 from mmvisattn.datasets.recipe import Choices
-from mmvisattn.engine import report_checkpoint
+from mmvisattn.engine import report_checkpoint, watch_images
 from mmvisattn.errors import UserError
 from mmvisattn.inference import CocoResults, Prediction, check_labels_fit, predict_sliced, save_labels
 from mmvisattn.registry import type_name
@@ -190,6 +190,7 @@ def build_model(cfg: Config, checkpoint: str, device: str, names: list[str] | No
         UserError: If the checkpoint is of another model, or there are fewer names than classes.
     """
     model = MODELS.build(cfg.model)
+    watch_images(model)  # as in training and test, where a hook does it
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     report_checkpoint(model, content)
     load_state_dict(model, content['state_dict'])

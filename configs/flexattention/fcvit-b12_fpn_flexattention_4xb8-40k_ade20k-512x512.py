@@ -8,3 +8,5 @@ model = dict(
         dict(type='mmvisattn.FlexAttentionNeck', in_channels=256, low_level=3, high_level=0, select_ratio=0.1),
     ],
 )
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.PaddingHook'), dict(type='mmvisattn.CellLossHook')]

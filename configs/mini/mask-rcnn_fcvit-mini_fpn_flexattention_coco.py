@@ -16,3 +16,10 @@ model = dict(
         ),
     ],
 )
+
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmvisattn.PaddingHook'),
+    dict(type='mmvisattn.CellLossHook'),
+    dict(type='mmvisattn.CellRuleHook'),
+]

@@ -6,6 +6,7 @@ from .durable_checkpoint_hook import DurableCheckpointHook
 from .finite_hook import FiniteHook
 from .flex_ramp_hook import FlexRampHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .padding_hook import PaddingHook, watch_images
 from .picture_size_hook import PictureSizeHook
 from .resume_hook import ResumeHook
 from .scheduled_drop_path_hook import ScheduledDropPathHook
@@ -19,8 +20,10 @@ __all__ = [
     'FiniteHook',
     'FlexRampHook',
     'LayerDecayOptimWrapperConstructor',
+    'PaddingHook',
     'PictureSizeHook',
     'ResumeHook',
     'ScheduledDropPathHook',
     'report_checkpoint',
+    'watch_images',
 ]

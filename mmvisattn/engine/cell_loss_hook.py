@@ -1,26 +1,25 @@
 """Teach FlexAttention where to look by what there is to see."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.backbones import FlexViT
-from ..models.layers.padding import divide_up
-from ..models.layers.selection import pool_to_cells
 from ..registry import HOOKS
+from .cell_networks import find_cell_networks
 
 IGNORED = 255  # the label of mmseg's pixels that count for no class
 
 
 @HOOKS.register_module()
 class CellLossHook(Hook):
-    """Add ``loss_cells``, by which FlexViT learns which cells are worth a close look, to the losses of the model.
+    """Add ``loss_cells``, by which FlexAttention learns which cells are worth a close look, to the losses of the model.
 
     It is the binary cross entropy between the relevance of the cells and what the labels say of them, the mean over
     all cells of the images. Of a detector a cell that a box touches is worth a look, the less the larger the box, since
@@ -30,14 +29,14 @@ class CellLossHook(Hook):
     In training the cells that the labels point to are taken first, as far as the budget goes, and then those of the
     highest relevance, so that the layers behind learn what objects look like from near before the choice finds them.
     Validation and test go by relevance alone. Without this hook the choice learns by how much the cells that were
-    chosen have helped.
+    chosen have helped. Of several FlexViTs and FlexAttentionNecks in a model each learns, and the loss is their mean.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.
 
     Raises:
-        UserError: If the weight is not positive, the backbone is no FlexViT, or the model has neither boxes nor a map
-            of labels to learn from.
+        UserError: If the weight is not positive, or the model has no FlexAttention, or neither boxes nor a map of
+            labels to learn from.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -46,26 +45,18 @@ class CellLossHook(Hook):
                 f'CellLossHook: `loss_weight` is {loss_weight}; set it to a number above 0, or leave the hook out'
             )
         self.loss_weight = loss_weight
+        self.samples: Sequence[Any] | None = None
+        self.losses: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
         """Have the model's own ``loss`` followed by ours."""
-        model: Any = runner.model
-        while is_model_wrapper(model):
-            model = model.module
-        network = getattr(model, 'backbone', None)
-        if not isinstance(network, FlexViT):
-            raise UserError(
-                f'CellLossHook: the backbone is {type(network).__name__}; take the hook out of `custom_hooks`, or set '
-                'FlexViT as backbone'
-            )
-        if network.low_only:  # a plain ViT, which chooses nothing
-            return
-        self.network = network
-        network.relevance.register_forward_hook(self._note)
-        # Before the rules of CellRuleHook, which put others' choice in its place.
-        network.selector.register_forward_pre_hook(self._guide, prepend=True)
-        self.inner = model.loss
-        model.loss = self.loss
+        model, networks = find_cell_networks(runner.model, 'CellLossHook')
+        for network in networks:
+            # Before the rules of CellRuleHook, which put others' choice in its place.
+            network.selector.register_forward_pre_hook(partial(self._teach, network), prepend=True)
+        if networks:
+            self.inner = model.loss
+            model.loss = self.loss
 
     def loss(self, inputs: Tensor, data_samples: Any, **kwargs: Any) -> dict:
         """The losses of the model, and ours.
@@ -75,22 +66,20 @@ class CellLossHook(Hook):
             data_samples (list): One ``DetDataSample`` or ``SegDataSample`` an image.
             **kwargs (Any): What else the model takes.
         """
-        step = self.network.size_step
-        shape = divide_up(inputs.shape[2:], step)
-        self.targets = torch.stack([cell_targets(sample, shape, step) for sample in data_samples])
+        self.samples, self.losses = data_samples, []
         losses = self.inner(inputs, data_samples, **kwargs)
-        logits = pool_to_cells(self.logits, self.network.cell_size)
-        targets = self.targets.to(logits)
-        real = logits.isfinite()
-        loss = F.binary_cross_entropy_with_logits(logits[real], targets[real])
-        return {**losses, 'loss_cells': self.loss_weight * loss}
+        self.samples = None
+        return {**losses, 'loss_cells': self.loss_weight * torch.stack(self.losses).mean()}
 
-    def _guide(self, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def _teach(self, network: Any, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple:
+        if self.samples is None:  # not in training
+            return args
         logits, valid = args
-        return (logits + 1e4 * self.targets.to(logits), valid) if selector.training else args
-
-    def _note(self, relevance: nn.Module, args: tuple, logits: Tensor) -> None:
-        self.logits = logits
+        shape = logits.shape[1], logits.shape[2]
+        worth = torch.stack([cell_targets(sample, shape, network.size_step) for sample in self.samples]).to(logits)
+        real = logits.isfinite()
+        self.losses.append(F.binary_cross_entropy_with_logits(logits[real], worth[real]))
+        return (logits + 1e4 * worth, valid) if selector.training else args
 
 
 def cell_targets(sample: Any, shape: tuple[int, int], side: int) -> Tensor:

@@ -1,23 +1,25 @@
 """Where FlexAttention looks: how well its cells meet the objects, and rules to hold against them."""
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
-from ..models.backbones import FlexViT
 from ..models.layers.selection import Selection
 from ..registry import HOOKS
+from .cell_networks import find_cell_networks
 
 CELL_RULES = ('relevance', 'chance', 'centre', 'deviation', 'truth')
 
 
 @HOOKS.register_module()
 class CellRuleHook(Hook):
-    """Have FlexViT choose its cells by a rule, and tell how many objects they meet.
+    """Have FlexAttention choose its cells by a rule, and tell how many objects they meet.
 
     A network that looks where its attention points has to be held against the same network that looks elsewhere. After
     a validation or test of a detector ``cells/recall`` is the share of the boxes whose middle lies in a chosen cell, 0
@@ -30,7 +32,7 @@ class CellRuleHook(Hook):
             ``'relevance'``.
 
     Raises:
-        UserError: If the rule is unknown, or the backbone is no FlexViT that chooses cells.
+        UserError: If the rule is unknown, or the model has no FlexAttention.
     """
 
     priority = 'HIGHEST'  # before RuntimeInfoHook hands the metrics on to the logs
@@ -46,21 +48,14 @@ class CellRuleHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Put the rule before the selector."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        network = getattr(model, 'backbone', None)
-        if not isinstance(network, FlexViT):
-            raise UserError(
-                f'CellRuleHook: the backbone is {type(network).__name__}; take the hook out of `custom_hooks`, or set '
-                'FlexViT as backbone'
-            )
-        if network.low_only:  # a plain ViT, the control that chooses nothing
-            return
-        self.side = network.cell_size * network.zoom * network.patch_size
-        network.selector.register_forward_hook(self._note)
-        if self.rule != 'relevance':
-            network.register_forward_pre_hook(self._see)
-            network.selector.register_forward_pre_hook(self._judge)
-            network.selector.explore = 0.0
+        model, networks = find_cell_networks(runner.model, 'CellRuleHook')
+        if networks and self.rule == 'deviation':
+            model.backbone.register_forward_pre_hook(self._see)
+        for network in networks:
+            network.selector.register_forward_hook(partial(self._note, network))
+            if self.rule != 'relevance':
+                network.selector.register_forward_pre_hook(partial(self._judge, network))
+                network.selector.explore = 0.0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Note where the boxes are."""
@@ -83,29 +78,30 @@ class CellRuleHook(Hook):
 
     after_test_epoch = after_val_epoch
 
-    def _see(self, network: nn.Module, args: tuple[Tensor]) -> None:
+    def _see(self, backbone: nn.Module, args: tuple[Tensor]) -> None:
         self.images = args[0]
 
-    def _note(self, selector: nn.Module, args: tuple, selection: Selection) -> None:
+    def _note(self, network: Any, selector: nn.Module, args: tuple, selection: Selection) -> None:
         if selector.training:
             return
         for chosen, boxes in zip(selection.mask(args[0].shape[1:]), self.boxes):
-            middles = ((boxes[:, :2] + boxes[:, 2:]) / 2 / self.side).long().to(chosen.device)
+            middles = ((boxes[:, :2] + boxes[:, 2:]) / 2 / network.size_step).long().to(chosen.device)
             self.met.append(chosen[middles[:, 1], middles[:, 0]].cpu())
 
-    def _judge(self, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def _judge(self, network: Any, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple:
         logits, valid = args
+        side = network.size_step
         scores = torch.rand_like(logits)
         rows, columns = logits.shape[1:]
         if self.rule == 'centre':
             y, x = (torch.arange(n, device=logits.device).sub((n - 1) / 2).square() for n in (rows, columns))
             scores = 1e-3 * scores - (y[:, None] + x)
         elif self.rule == 'deviation':
-            height, width = rows * self.side, columns * self.side
+            height, width = rows * side, columns * side
             images = F.pad(self.images, (0, width - self.images.shape[3], 0, height - self.images.shape[2]))
-            scores = images.unfold(2, self.side, self.side).unfold(3, self.side, self.side).flatten(4).std(-1).mean(1)
+            scores = images.unfold(2, side, side).unfold(3, side, side).flatten(4).std(-1).mean(1)
         elif self.rule == 'truth':
             for of_image, boxes in zip(scores, self.boxes):
-                for left, top, right, bottom in (boxes / self.side).tolist():
+                for left, top, right, bottom in (boxes / side).tolist():
                     of_image[int(top) : int(bottom) + 1, int(left) : int(right) + 1] += 1
         return scores, valid

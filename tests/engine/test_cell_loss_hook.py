@@ -4,6 +4,7 @@ from mmvisattn.engine import CellLossHook, CellRuleHook
 from mmvisattn.engine.cell_loss_hook import cell_targets
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.necks import FlexAttentionNeck
 
 import pytest
 import torch
@@ -25,6 +26,36 @@ class Detector(nn.Module):
 
     def loss(self, inputs: torch.Tensor, data_samples: list) -> dict[str, torch.Tensor]:
         return dict(loss_map=self.backbone(inputs)[0].square().mean())
+
+
+class Pyramid(nn.Module):
+    """Maps of strides 4, 8 and 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 24, side, side) for side in (4, 8, 16))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        size = images.shape[2:]
+        images = F.pad(images, (0, -size[1] % 16, 0, -size[0] % 16))
+        return [
+            conv(images)[:, :, : -(-size[0] // side), : -(-size[1] // side)]
+            for conv, side in zip(self.convs, (4, 8, 16))
+        ]
+
+
+class DetectorWithNecks(nn.Module):
+    """A pyramid, two necks over it, as ``neck=[…]`` of a config, and a loss of their maps."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = Pyramid()
+        necks = [dict(low_level=2, high_level=0), dict(low_level=2, high_level=1, cell_size=2)]
+        self.neck = nn.Sequential(*(FlexAttentionNeck(24, num_heads=3, **levels, **settings) for levels in necks))
+
+    def loss(self, inputs: torch.Tensor, data_samples: list) -> dict[str, torch.Tensor]:
+        return dict(loss_map=sum(out.square().mean() for out in self.neck(self.backbone(inputs))))
 
 
 def boxes_of(*boxes: list[float]) -> BaseDataElement:
@@ -143,12 +174,58 @@ def test_a_rule_has_the_last_word():
     assert seen[0][0, 3:5, 3:5].all() and not seen[0][0, 6, 6]
 
 
+# With necks.
+
+
+def test_necks_learn_from_the_cells_that_they_have():
+    model = taught(DetectorWithNecks(select_ratio=0.1))
+    images = torch.zeros(2, 3, 70, 100)  # cells of 16 pixels, 5×7, and of 32, 3×4
+    images[0] = torch.randn(3, 70, 100)
+    images[1, :, :48, :60] = torch.randn(3, 48, 60)
+    seen = []
+    for neck in model.neck:
+        neck.selector.register_forward_pre_hook(lambda module, args: seen.append(args[0]), prepend=True)
+    samples = [boxes_of([20, 20, 28, 28]), boxes_of()]
+    losses = model.loss(images, samples)
+    wanted = []
+    for logits, side, rows, columns in zip(seen, (16, 32), (3, 2), (4, 2)):
+        targets = torch.zeros_like(logits)
+        targets[0, 20 // side, 20 // side] = 1
+        pairs = [(x[0], x[1, :rows, :columns]) for x in (logits, targets)]
+        wanted.append(F.binary_cross_entropy_with_logits(*(torch.cat([a.flatten(), b.flatten()]) for a, b in pairs)))
+    torch.testing.assert_close(losses['loss_cells'], sum(wanted) / 2)
+    losses['loss_cells'].backward()
+    for neck in model.neck:
+        grads = [p.grad for p in neck.relevance.parameters()]
+        assert all(grad is not None and grad.any() for grad in grads)
+
+
+def test_with_the_loss_of_the_map_alone_the_choice_of_necks_gets_gradients_too():
+    model = DetectorWithNecks(select_ratio=0.1)
+    model.loss(torch.randn(2, 3, 64, 96), [])['loss_map'].backward()
+    assert [n for n, p in model.neck.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_in_training_necks_take_first_what_the_labels_point_to():
+    model = taught(DetectorWithNecks(select_ratio=0.1, select_explore=0.0))
+    masks = []
+    for neck, shape in zip(model.neck, [(8, 8), (4, 4)]):
+        neck.selector.register_forward_hook(lambda m, args, chosen, shape=shape: masks.append(chosen.mask(shape)))
+    images, sample = torch.randn(1, 3, 128, 128), boxes_of([100, 100, 110, 110], [0, 5, 4, 9])
+    model.train().loss(images, [sample])
+    assert masks[0][0, 6, 6] and masks[0][0, 0, 0] and masks[0].sum() == 6
+    assert masks[1].sum() == 2 and masks[1][0, 3, 3] and masks[1][0, 0, 0]
+    with torch.no_grad():
+        model.neck(model.backbone(images))  # outside of the loss, as in validation
+    assert len(masks) == 4
+
+
 # Where it may be used.
 
 
 def test_what_cannot_be_taught_is_told():
-    with pytest.raises(UserError, match='backbone is Conv2d'):
-        taught(SimpleNamespace(backbone=nn.Conv2d(3, 3, 3)))
+    with pytest.raises(UserError, match='CellLossHook: the model has no FlexAttention; take the hook out'):
+        taught(nn.Conv2d(3, 3, 3))
     with pytest.raises(UserError, match='`loss_weight` is 0'):
         CellLossHook(0)
 

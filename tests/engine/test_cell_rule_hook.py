@@ -4,9 +4,11 @@ from mmvisattn.engine import CellRuleHook
 from mmvisattn.engine.cell_rule_hook import CELL_RULES
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
+from mmvisattn.models.necks import FlexAttentionNeck
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.runner import get_priority
 from mmengine.structures import BaseDataElement, InstanceData
@@ -15,18 +17,33 @@ from torch import nn
 SMALL = dict(embed_dims=24, depth=3, num_heads=3, mlp_ratio=2)
 
 
-def runner_of(backbone: nn.Module) -> SimpleNamespace:
-    return SimpleNamespace(model=SimpleNamespace(backbone=backbone))
+def runner_of(backbone: nn.Module, neck: nn.Module | None = None) -> SimpleNamespace:
+    model = nn.Module()
+    model.backbone, model.neck = backbone, neck
+    return SimpleNamespace(model=model)
 
 
-def choose(rule: str, x: torch.Tensor, boxes: list[list[float]]) -> tuple[torch.Tensor, dict[str, float]]:
+class Levels(nn.Module):
+    """Maps of strides 8 and 16."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [F.avg_pool2d(x, side).repeat(1, 8, 1, 1) for side in (8, 16)]
+
+
+def choose(rule: str, x: torch.Tensor, boxes: list[list[float]], neck: bool = False) -> tuple[torch.Tensor, dict]:
     """The cells that are chosen of a picture with such boxes, and the metrics of its validation."""
     torch.manual_seed(0)
-    network = FlexViT(SMALL, patch_size=8, pretrain_size=64, cell_size=1, select_ratio=0.1).eval()
+    if neck:
+        chooser = FlexAttentionNeck(24, 1, 0, num_heads=3, select_ratio=0.1).eval()
+        runner = runner_of(Levels(), nn.Sequential(nn.Identity(), chooser))
+        network = nn.Sequential(runner.model.backbone, runner.model.neck)
+    else:
+        network = chooser = FlexViT(SMALL, patch_size=8, pretrain_size=64, cell_size=1, select_ratio=0.1).eval()
+        runner = runner_of(network)
     hook = CellRuleHook(rule)
-    hook.before_run(runner_of(network))
+    hook.before_run(runner)
     chosen = []
-    network.selector.register_forward_hook(lambda module, args, selection: chosen.append(selection.mask((8, 8))))
+    chooser.selector.register_forward_hook(lambda module, args, selection: chosen.append(selection.mask((8, 8))))
     sample = BaseDataElement(gt_instances=InstanceData(bboxes=torch.tensor(boxes)))
     hook.before_val_epoch(None)
     hook.before_val_iter(None, 0, dict(data_samples=[sample]))
@@ -37,11 +54,12 @@ def choose(rule: str, x: torch.Tensor, boxes: list[list[float]]) -> tuple[torch.
     return chosen[0][0], metrics
 
 
-def test_rules_choose_what_they_say():
+@pytest.mark.parametrize('neck', [False, True])
+def test_rules_choose_what_they_say(neck):
     x = torch.randn(1, 3, 128, 128) * 0.1  # cells of 16 pixels
     x[:, :, 32:48, 16:32] *= 20
     boxes = [[17.0, 100.0, 30.0, 115.0], [40.0, 5.0, 52.0, 12.0]]  # cells (6, 1), (7, 1) and (0, 2), (0, 3)
-    picked = {rule: choose(rule, x, boxes) for rule in CELL_RULES}
+    picked = {rule: choose(rule, x, boxes, neck) for rule in CELL_RULES}
     assert all(cells.sum() == 6 for cells, _ in picked.values())
     assert picked['truth'][0][[6, 7, 0, 0], [1, 1, 2, 3]].all()
     assert picked['truth'][1] == {'cells/recall': 1.0}
@@ -72,5 +90,5 @@ def test_a_plain_vit_meets_nothing():
 def test_wrong_use():
     with pytest.raises(UserError, match=r"'chanse' \(did you mean 'chance'\?\)"):
         CellRuleHook('chanse')
-    with pytest.raises(UserError, match='the backbone is Conv2d; take the hook out'):
+    with pytest.raises(UserError, match='CellRuleHook: the model has no FlexAttention; take the hook out'):
         CellRuleHook().before_run(runner_of(nn.Conv2d(3, 3, 1)))

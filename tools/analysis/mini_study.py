@@ -131,6 +131,7 @@ ADE_OF_SMALL = [
     f'{split}_dataloader.dataset.data_root={SMALL_OBJECTS[0]}/ade/ADEChallengeData2016' for split in ('train', 'val')
 ]
 BACKBONE = 'model.backbone.'
+NECK = 'model.neck.1.'
 RULE = 'custom_hooks.4.rule='
 NOT_TAUGHT = ['custom_hooks.3.type=EmptyCacheHook']  # of mmengine, in the place of CellLossHook
 # Four passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing.
@@ -226,20 +227,42 @@ STUDIES = {
         flops_size=(192, 256),
         scale=Scale('low resolution', 'all', '25 %, chance'),
     ),
-    # What the neck buys a convolutional backbone.
+    # What FlexAttentionNeck buys a convolutional backbone, and what it owes to where it looks, in the same search.
     'neck': Study(
         variants={
-            'FPN': Variant(),
-            'FPN, FlexAttentionNeck': Variant(config='configs/mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco.py'),
+            'FPN': Variant(config='configs/mini/atss_fcvit-search_fpn_coco.py'),
+            '10 %, chance': Variant([RULE + 'chance']),
+            '10 %, chosen': Variant(),
+            # As many FLOPs as with a tenth of the cells.
+            'FPN, seven plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=6']),
+            '10 %, truth': Variant([RULE + 'truth']),
+        },
+        stages=[
+            Stage(
+                config='configs/mini/atss_fcvit-search_fpn_flexattention_coco.py',
+                options=ONE_PROCESS,
+                metrics={'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'cells/recall': 'targets met'},
+            ),
+        ],
+        data=[SEARCH],
+        flops_size=(256, 256),
+    ),
+    # The same on scenes full of objects.
+    'neck_dense': Study(
+        variants={
+            'FPN': Variant(config='configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py'),
+            'FPN, seven plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=6']),
+            '25 %, chance': Variant([RULE + 'chance']),
+            '25 %, chosen': Variant(),
         },
         stages=[
             Stage(config='configs/mini/fcvit-mini_fpn_ade20k.py', options=ONE_PROCESS, common=True),
             Stage(
-                config='configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py',
+                config='configs/mini/mask-rcnn_fcvit-mini_fpn_flexattention_coco.py',
                 options=ONE_PROCESS,
                 metrics={
                     **{'coco/bbox_mAP': 'box AP', 'coco/bbox_mAP_50': 'box AP50', 'coco/bbox_mAP_s': 'box AP small'},
-                    'coco/segm_mAP': 'mask AP',
+                    **{'coco/segm_mAP': 'mask AP', 'cells/recall': 'objects met'},
                 },
             ),
         ],
@@ -326,7 +349,8 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
             train(training)
         if results and training.metrics:  # others are there for their weights
             with lock:
-                known[training.name] = {key: training.figures[key] for key in ('minutes', *training.metrics)}
+                figures = training.figures
+                known[training.name] = {key: figures[key] for key in ('minutes', *training.metrics) if key in figures}
                 results.parent.mkdir(parents=True, exist_ok=True)
                 results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
 
@@ -365,9 +389,11 @@ def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> Non
         of_variant = [plan[variant] for plan in plans if variant in plan]
         cells = []
         for stages in zip(*of_variant):  # of all seeds
-            for of_seeds in zip(*(training.shares for training in stages)):
-                values = [share for _, share in of_seeds]
-                cells.append(f'{statistics.mean(values):.3f} ({", ".join(f"{value:.3f}" for value in values)})')
+            of_seeds = [dict(training.shares) for training in stages]
+            for label in stages[0].metrics.values():
+                values = [shares[label] for shares in of_seeds if label in shares]
+                shown = ', '.join(f'{value:.3f}' for value in values)
+                cells.append(f'{statistics.mean(values):.3f} ({shown})' if values else '–')
         if study.scale:
             cells += [place(study.scale, variant, base, plans) for base in (study.scale.low, study.scale.chance)]
         if study.flops_size:

@@ -222,7 +222,7 @@ class FlexViT(BaseBackbone):
         if not self.low_only:
             seen = shrunk if self.sight == self.zoom else F.avg_pool2d(x, self.sight)
             relevance = pool_to_cells(self.relevance(low, low_grid, valid, seen, low_shown), self.cell_size)
-            selection = self.selector(relevance.detach(), valid_cells)
+            selection = self.selector(relevance, valid_cells)
             tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
             index, keep = tiling.locate(selection)  # (B, M)
             high_shown = None if low_shown is None else low_shown * self.zoom

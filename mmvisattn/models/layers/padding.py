@@ -35,6 +35,21 @@ def content_size(images: Tensor) -> Tensor:
     return torch.stack(sizes, 1).clamp(min=1)
 
 
+def divide_each(sizes: Tensor, by: int) -> Tensor:
+    """Rows and columns of each image, (B, 2), divided and rounded up."""
+    return (sizes + by - 1) // by
+
+
+def token_side(size: Sequence[int], grid: Sequence[int]) -> int:
+    """Pixels to a side of the tokens of a map, the last of which may reach beyond the image.
+
+    Args:
+        size (Sequence[int]): Height and width of the image.
+        grid (Sequence[int]): Rows and columns of its map.
+    """
+    return max((pixels + tokens - 1) // tokens for pixels, tokens in zip(size, grid))
+
+
 def is_inside(size: Tensor, grid: tuple[int, int]) -> Tensor:
     """True for what lies within ``size`` rows and columns, (B, 2), of a grid: (B, *grid)."""
     rows, columns = (torch.arange(n, device=size.device) < size[:, i, None] for i, n in enumerate(grid))

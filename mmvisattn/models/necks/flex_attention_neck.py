@@ -8,12 +8,14 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...ops.common import is_traced
 from ...registry import MODELS
 from ..checks import check_heads, check_hidden, check_numbers
 from ..layers.cells import Tiling, add_tokens, gather_tokens
 from ..layers.checkpointing import run
 from ..layers.hierarchical_attention import HierarchicalBlock, axial_angles
-from ..layers.padding import divide_up
+from ..layers.map_scout import MapScout
+from ..layers.padding import content_size, divide_each, divide_up, is_inside, token_side
 from ..layers.selection import Relevance, TokenSelector, pool_to_cells
 
 
@@ -23,14 +25,17 @@ class FlexAttentionNeck(BaseModule):
 
     After `FlexAttention <https://arxiv.org/abs/2407.20228>`_, see
     :class:`~mmvisattn.models.backbones.flex_vit.FlexViT`. After a plain layer over the coarse level learned questions
-    choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`; then each of ``num_layers``
-    layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the change of the
-    chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others their values,
-    so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
+    choose cells of the fine one, see :class:`~mmvisattn.models.layers.selection.Relevance`, and with them a small
+    judge of the places of the fine level, :class:`~mmvisattn.models.layers.map_scout.MapScout`; then each of
+    ``num_layers`` layers attends among the coarse level and the chosen cells. The coarse level is replaced, and the
+    change of the chosen cells, times their gate, is added to the fine one. All levels keep their shape and the others
+    their values, so it stands between any neck whose levels halve in size and any head: ``neck=[dict(type='FPN', …),
     dict(type='mmvisattn.FlexAttentionNeck', …)]``.
 
-    Maps do not tell what of a batch is padding, so cells may be chosen there too, as far as the questions have not
-    learned better. Batches of images of similar shape, as by mmdet's ``AspectRatioBatchSampler``, have little of it.
+    Maps do not tell what of a batch is padding; the images do, which :class:`~mmvisattn.engine.PaddingHook` has the
+    neck see, or :func:`~mmvisattn.engine.watch_images` without a runner. Then cells are chosen in the image alone,
+    their number goes by its size, and nothing attends to padding. :class:`~mmvisattn.engine.CellLossHook` teaches the
+    choice.
 
     Args:
         in_channels (int): Channels C of the levels, a multiple of ``4 * num_heads``. Defaults to 256.
@@ -104,8 +109,24 @@ class FlexAttentionNeck(BaseModule):
             HierarchicalBlock(in_channels, num_heads, mlp_ratio, drop_path_rate, high_res=i > 0)
             for i in range(num_layers + 1)
         )
-        self.relevance = Relevance(in_channels)
+        self.relevance = Relevance(in_channels, MapScout(in_channels, self.zoom))
         self.selector = TokenSelector(select_mode, select_ratio, select_threshold, select_explore)
+        self.watching = False
+        self.images: Tensor | None = None  # of the pyramid to come
+        self.size_step: int | None = None  # side of a cell in pixels, once images have been seen
+
+    def watch(self, backbone: nn.Module) -> None:
+        """See from now on the images that enter a backbone, by which padding is told.
+
+        Args:
+            backbone (nn.Module): The backbone of the model that the neck is in.
+        """
+        if not self.watching:  # several hooks may ask for it
+            backbone.register_forward_pre_hook(self._see)
+            self.watching = True
+
+    def _see(self, backbone: nn.Module, args: tuple[Tensor]) -> None:
+        self.images = args[0]
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Refine two levels of a pyramid.
@@ -123,6 +144,12 @@ class FlexAttentionNeck(BaseModule):
         low_grid, high_grid = ((x.shape[2], x.shape[3]) for x in (low_map, high_map))
         tiling = Tiling(high_grid, (self.cell_size * self.zoom,) * 2)
         device, with_cp = high_map.device, self.with_cp and self.training
+        inside = valid = valid_cells = None
+        shown = self.find_content(high_grid)
+        if shown is not None:
+            inside = is_inside(shown, high_grid).flatten(1)  # (B, H·W)
+            valid = is_inside(divide_each(shown, self.zoom), low_grid).flatten(1)  # (B, N)
+            valid_cells = is_inside(divide_each(shown, tiling.cell[0]), tiling.shape)
 
         # Under mixed precision the residual stream has the type of the weights, float32, and not that of products.
         dtype = next(self.blocks.parameters()).dtype
@@ -131,11 +158,17 @@ class FlexAttentionNeck(BaseModule):
         low_angles = axial_angles(low_grid, self.zoom, self.head_dim, device).flatten(0, 1)[None]
         high_angles = axial_angles(high_grid, 1, self.head_dim, device).flatten(0, 1)
 
-        low, _ = run(self.blocks[0], low, None, None, low_angles, with_cp=with_cp)
-        relevance = pool_to_cells(self.cover(self.relevance(low, low_grid), high_grid), self.cell_size)
-        selection = self.selector(relevance.detach())
+        low, _ = run(self.blocks[0], low, None, valid, low_angles, with_cp=with_cp)
+        relevance = self.relevance(low, low_grid, valid, high, high_grid, low_grid, inside)
+        relevance = pool_to_cells(self.cover(relevance, high_grid), self.cell_size)
+        selection = self.selector(relevance, valid_cells)
         index, keep = tiling.locate(selection)  # (B, M)
-        mask = None if keep is None else F.pad(keep, (low.shape[1], 0), value=True)
+        if inside is None or valid is None:
+            mask = None if keep is None else F.pad(keep, (low.shape[1], 0), value=True)
+        else:
+            assert keep is not None  # batches with padding have images with fewer cells than others
+            keep = keep & inside.gather(1, index)
+            mask = torch.cat([valid, keep], 1)
         angles = torch.cat([low_angles.expand(low.shape[0], -1, -1), high_angles[index]], 1)
         chosen = gather_tokens(high, index)
         both = torch.cat([low, chosen], 1)
@@ -151,6 +184,27 @@ class FlexAttentionNeck(BaseModule):
         high = high.transpose(1, 2).unflatten(2, high_grid)
         outs[self.high_level] = high.to(high_map.dtype).contiguous()
         return tuple(outs)
+
+    def find_content(self, high_grid: tuple[int, int]) -> Tensor | None:
+        """What of the fine level is image, by the images that were seen for this pyramid; sets ``size_step``.
+
+        Args:
+            high_grid (tuple[int, int]): Rows and columns of the fine level.
+
+        Returns:
+            Tensor | None: Rows and columns of tokens of each image, (B, 2), or None where all have a part in it or no
+            images were seen.
+        """
+        images, self.images = self.images, None
+        if images is None:
+            return None
+        side = token_side(images.shape[2:], high_grid)
+        self.size_step = side * self.zoom * self.cell_size
+        shown = divide_each(content_size(images), side)
+        # Without a mask attention is faster. A graph cannot choose, since it must not depend on what an image shows.
+        if not is_traced() and images.device.type != 'meta' and (shown == shown.new_tensor(high_grid)).all():
+            return None
+        return shown
 
     def cover(self, relevance: Tensor, high_grid: tuple[int, int]) -> Tensor:
         """Relevance (B, rows, columns) continued to the border of the fine level, where the coarse one was floored."""

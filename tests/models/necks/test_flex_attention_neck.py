@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from tests.models.layers.flex_utils import upsample_cells
 
@@ -101,6 +102,81 @@ def test_an_image_in_a_batch_gets_what_it_gets_alone(mode):
     for i in range(3):
         alone = neck([x[i : i + 1] for x in inputs])
         torch.testing.assert_close(alone, tuple(out[i : i + 1] for out in whole))
+
+
+def padded(size: tuple[int, int], content: list[tuple[int, int]], seed: int = 1) -> tuple[torch.Tensor, list]:
+    """Images of some content in a batch of a size, and a pyramid whose padding holds large values."""
+    torch.manual_seed(seed)
+    images = torch.zeros(len(content), 3, *size, dtype=torch.double)
+    levels = [100 * x for x in pyramid(*size, batch=len(content))]
+    for i, (height, width) in enumerate(content):
+        images[i, :, :height, :width] = torch.randn(3, height, width)
+        for level, alone in zip(levels, pyramid(height, width, batch=1)):
+            level[i, :, : alone.shape[2], : alone.shape[3]] = alone[0]
+    return images, levels
+
+
+@pytest.mark.parametrize('cell_size', [1, 2])
+@pytest.mark.parametrize(
+    'settings', [dict(select_ratio=0.2), dict(select_ratio=1.0), dict(select_mode='threshold', select_threshold=100)]
+)
+def test_padding_is_not_chosen_and_no_part_of_what_an_image_gives(settings, cell_size):
+    neck = build(cell_size=cell_size, **settings).eval()
+    backbone = nn.Identity()
+    neck.watch(backbone)
+    content = [(192, 256), (130, 256), (96, 83), (40, 60)]
+    images, levels = padded((192, 256), content)
+    backbone(images)
+    whole = neck(levels)
+    backbone(images)
+    (selection,) = selections(neck, levels)
+    side = 32 * cell_size
+    cells = selection.mask((-(-192 // side), -(-256 // side)))
+    for i, (height, width) in enumerate(content):
+        rows, columns = -(-height // side), -(-width // side)
+        assert not cells[i, rows:].any() and not cells[i, :, columns:].any()
+        shown = [x[i : i + 1, :, : -(-height // s), : -(-width // s)] for x, s in zip(levels, (4, 8, 16, 32, 64))]
+        if 'select_threshold' not in settings:  # the share is one of the cells of the image
+            assert cells[i].sum() == max(1, round(settings['select_ratio'] * rows * columns))
+        for out, alone in zip(whole, neck(shown)):
+            torch.testing.assert_close(out[i : i + 1, :, : alone.shape[2], : alone.shape[3]], alone)
+
+
+def test_images_are_seen_for_one_pyramid_alone():
+    neck = build(select_ratio=1.0).eval()
+    backbone = nn.Identity()
+    neck.watch(backbone)
+    neck.watch(backbone)
+    assert len(backbone._forward_pre_hooks) == 1
+    images, levels = padded((128, 192), [(128, 192), (64, 64)])
+    unaware = neck(levels)
+    backbone(images)
+    aware = neck(levels)
+    assert not torch.allclose(aware[3][1, :, :2, :2], unaware[3][1, :, :2, :2])
+    torch.testing.assert_close(aware[3][0], unaware[3][0])
+    torch.testing.assert_close(neck(levels), unaware)
+    backbone(torch.ones_like(images))  # nothing is padding
+    torch.testing.assert_close(neck(levels), unaware)
+
+
+def test_padding_is_told_in_a_compiled_graph():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.neck = nn.Identity(), build().eval()
+            self.neck.watch(self.backbone)
+
+        def forward(self, images: torch.Tensor, levels: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            self.backbone(images)
+            return self.neck(levels)
+
+    model, counter = Model(), CompileCounter()
+    images, levels = padded((128, 192), [(128, 192), (64, 64)])
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(images, levels), model(images, levels))
+    assert counter.frame_count == 1
 
 
 def test_gradients():
