@@ -49,15 +49,19 @@ class Popen:
         """The exit status, once the command has ended."""
         self.process.join(timeout)
         if self.process.exitcode is None:
-            self.process.kill()
             raise subprocess.TimeoutExpired(self.process.name, timeout)
         return self.process.exitcode
 
 
 def run(args: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
-    """Run Python with arguments."""
+    """Run Python with arguments; whatever ends the waiting early, such as pytest's limit of time, ends the command."""
     with tempfile.NamedTemporaryFile('w+') as output, tempfile.NamedTemporaryFile('w+') as error:
-        status = Popen([sys.executable, *args], cwd, env, output, error).wait(timeout)
+        command = Popen([sys.executable, *args], cwd, env, output, error)
+        try:
+            status = command.wait(timeout)
+        except BaseException:
+            command.process.kill()
+            raise
         return subprocess.CompletedProcess(args, status, output.read(), error.read())
 
 

@@ -58,7 +58,7 @@ def picture(tmp_path):
     [
         ('FCViT:tiny', {'similarity', 'context', 'features', 'field'}),
         ('DefocusMamba:small', {'over-focus', 'filters', 'features', 'field'}),
-        ('DefocusRetNet:base', {'over-focus', 'filters', 'features', 'field'}),
+        ('DefocusRetNet:small', {'over-focus', 'filters', 'features', 'field'}),
         ('FlexViT:tiny', {'questions', 'cells', 'features', 'field'}),
         ('timm:resnet18', {'features', 'field'}),
     ],
@@ -126,7 +126,7 @@ def test_some_layers_and_narrower(picture, tmp_path, capsys):
 
 
 def test_filters_of_a_layer(tmp_path, capsys):
-    words = ['DefocusRetNet:base', '--show', 'filters', '--out-dir', str(tmp_path)]
+    words = ['DefocusRetNet:small', '--show', 'filters', '--out-dir', str(tmp_path)]
     heights = []
     for flags in ([], ['--layers', 'layer 12']):
         visualize.main([*words, *flags])
