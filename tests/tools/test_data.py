@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from .test_train_test import stock_train
-from .utils import load_tool, read_log, read_metrics, run_python, run_tool
+from .utils import load_tool, read_log, read_metrics, run_command, run_tool
 
 SHORT = {
     'det': ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
@@ -75,7 +75,7 @@ def test_train_and_the_stock_tool_on_the_resolved_config(kind, trained, folders,
     stock = ('-m', 'mmvisattn', stock_train(mmdet)) if kind == 'det' else (stock_train(mmseg),)
     one_step = ['train_cfg.max_iters=1'] if kind == 'seg' else ['train_dataloader.dataset.indices=2']
     never = 'val_cfg=None val_dataloader=None val_evaluator=None'.split()
-    done = run_python(*stock, resolved, '--work-dir', tmp_path, '--cfg-options', *one_step, *never)
+    done = run_command('python', *stock, resolved, '--work-dir', tmp_path, '--cfg-options', *one_step, *never)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(read_log(tmp_path)[0]['loss'])
 
