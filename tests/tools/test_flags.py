@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from ..test_configs import CONFIGS
 from .test_dist import free_port
-from .utils import ROOT, load_tool
+from .utils import ROOT, load_tool, run_tool
 
 FLAGS = [
     *('--amp', '--auto-scale-lr', '--resume', '--launcher', 'pytorch'),
@@ -52,7 +52,7 @@ def train(monkeypatch, process_group):
         monkeypatch.setenv(name, str(value))
 
     def run(*args: object) -> Runner:
-        tool.main([str(arg) for arg in args])
+        run_tool('train', *args)
         return runners.pop()
 
     return run

@@ -131,15 +131,15 @@ def plain_branch(block: nn.Module, low: torch.Tensor, x: torch.Tensor) -> torch.
 @pytest.mark.parametrize('mode', ['topk', 'threshold'])
 def test_what_was_not_chosen_is_the_low_resolution_map_to_the_bit(mode):
     settings = dict(select_mode=mode, select_threshold=100, select_ratio=0.2, cell_size=1, out_indices=(0, 1))
-    network = build(**settings).eval()
-    x = images(2, 96, 128)
+    network = build(patch_size=16, pretrain_size=128, **settings).eval()
+    x = images(2, 192, 256)
     fused, low = network(x)
     chosen = upsample_cells(select(network, x).mask((6, 8)), (12, 16))
     changed = (fused != F.interpolate(low, (12, 16), mode='bilinear')).any(1)
     assert torch.equal(changed, chosen) and 0 < chosen.sum() < chosen.numel()
-    # and of its pixels nothing is seen but what the shrunk image shows
-    detail = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double().repeat(48, 64)
-    hidden = (~chosen).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    # and of its pixels nothing is seen but what the shrunk image shows; of smaller patches the scout sees more
+    detail = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double().repeat(96, 128)
+    hidden = (~chosen).repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
     torch.testing.assert_close(network(x + hidden * detail), (fused, low), rtol=0, atol=1e-12)
     assert (network(x + detail)[0] - fused).abs().max() > 1e-3
 
