@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from mmengine.runner import FlexibleRunner
 
 from ..models.networks import build
 from ..tools.test_dist import free_port
-from .test_training_modes import ADAMW, IMAGES, Dense, train
+from .test_training_modes import ADAMW, runner_in_parts, train
 
 
 def train_in_parts(rank: int, world_size: int, port: str, folder: str, checkpoint: str | None) -> None:
@@ -22,27 +21,8 @@ def train_in_parts(rank: int, world_size: int, port: str, folder: str, checkpoin
     ranks = dict(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(DS_ACCELERATOR='cpu', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, **ranks)
     dist.init_process_group('gloo', rank=rank, world_size=world_size)
-    runner = FlexibleRunner(
-        model=Dense(build(DefocusMamba)),
-        work_dir=folder,
-        launcher='pytorch',
-        strategy=dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1)),
-        train_dataloader=dict(
-            dataset=[dict(inputs=image) for image in IMAGES],
-            sampler=dict(type='InfiniteSampler', shuffle=False),
-            collate_fn=dict(type='default_collate'),
-            batch_size=4 // world_size,
-            num_workers=0,
-        ),
-        train_cfg=dict(by_epoch=False, max_iters=4),
-        optim_wrapper=dict(type='DeepSpeedOptimWrapper', optimizer=dict(ADAMW)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
-        randomness=dict(seed=0),
-        default_scope='mmengine',
-        log_level='ERROR',
-        load_from=checkpoint,
-        resume=checkpoint is not None,
-    )
+    strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
+    runner = runner_in_parts(world_size, folder, checkpoint, strategy, 'DeepSpeedOptimWrapper')
     runner.train()
     if rank == 0:
         torch.save(runner.model.model.module.state_dict(), f'{folder}/weights.pth')

@@ -250,6 +250,34 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
 ADAMW = dict(type='AdamW', lr=1e-3, eps=1e-3)
 
 
+def runner_in_parts(
+    world_size: int, folder: str, checkpoint: str | None, strategy: dict, optim_wrapper: str
+) -> FlexibleRunner:
+    """Four steps in several processes with a checkpoint every two, from a checkpoint or the start."""
+    return FlexibleRunner(
+        model=Dense(build(DefocusMamba)),
+        work_dir=folder,
+        launcher='pytorch',
+        strategy=strategy,
+        train_dataloader=dict(
+            dataset=[dict(inputs=image) for image in IMAGES],
+            sampler=dict(type='InfiniteSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            batch_size=4 // world_size,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=4),
+        optim_wrapper=dict(type=optim_wrapper, optimizer=dict(ADAMW)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
+        randomness=dict(seed=0),
+        default_scope='mmengine',
+        log_level='ERROR',
+        experiment_name=f'in-parts-{next(RUNS)}',
+        load_from=checkpoint,
+        resume=checkpoint is not None,
+    )
+
+
 def shard_and_train(rank: int, world_size: int, port: str, runs: list[tuple[str, str | None]]) -> None:
     """Four steps with each parameter cut into a part for each process: to a folder, from a checkpoint or the start."""
     torch.set_num_threads(1)
@@ -257,29 +285,9 @@ def shard_and_train(rank: int, world_size: int, port: str, runs: list[tuple[str,
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, **ranks)
     dist.init_process_group('gloo', rank=rank, world_size=world_size)
     for folder, checkpoint in runs:
-        FlexibleRunner(
-            model=Dense(build(DefocusMamba)),
-            work_dir=folder,
-            launcher='pytorch',
-            # Left to itself, mmengine takes the GPU of the number of the process.
-            strategy=dict(type='mmvisattn.FSDPStrategy', model_wrapper=dict(device_id=torch.device('cpu'))),
-            train_dataloader=dict(
-                dataset=[dict(inputs=image) for image in IMAGES],
-                sampler=dict(type='InfiniteSampler', shuffle=False),
-                collate_fn=dict(type='default_collate'),
-                batch_size=4 // world_size,
-                num_workers=0,
-            ),
-            train_cfg=dict(by_epoch=False, max_iters=4),
-            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(ADAMW)),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False), logger=None),
-            randomness=dict(seed=0),
-            default_scope='mmengine',
-            log_level='ERROR',
-            experiment_name=f'sharded-{next(RUNS)}',
-            load_from=checkpoint,
-            resume=checkpoint is not None,
-        ).train()
+        # Left to itself, mmengine takes the GPU of the number of the process.
+        strategy = dict(type='mmvisattn.FSDPStrategy', model_wrapper=dict(device_id=torch.device('cpu')))
+        runner_in_parts(world_size, folder, checkpoint, strategy, 'OptimWrapper').train()
     dist.destroy_process_group()
 
 
