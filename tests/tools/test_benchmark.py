@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from contextlib import redirect_stdout
+from unittest.mock import Mock
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, FCViT
@@ -21,7 +22,7 @@ from tools.analysis import benchmark as tool
 from tools.analysis import measure, networks
 from tools.analysis import measurements as reports
 
-from .utils import ARCH, ROOT
+from .utils import ARCH, ROOT, run_python
 
 BACKBONE = f"dict(type='mmvisattn.FCViT', arch={ARCH}, out_indices=(0, 1))"
 CPU = torch.device('cpu')
@@ -303,11 +304,33 @@ def test_errors_of_names_are_errors_of_the_user(config):
         networks.build(config, 'neck', (64, 64))
 
 
-def test_memory_alone(config, tmp_path):
+def test_memory_alone(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, 'return_pages', freed := Mock())  # it would slow this process down for good
     words = [config, '--part', 'backbone', '--sizes', '48x48', '--memory-only', '--json', str(tmp_path / 'm.json')]
     tool.main(words)
     (table,) = json.loads((tmp_path / 'm.json').read_text())['tables']
     assert table['columns'] == ['network', 'M parameters', 'peak MiB'] and float(table['rows'][0][2]) >= 0
+    freed.assert_called_once_with()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is told by Linux')
+def test_what_is_freed_is_returned(tmp_path):
+    (tmp_path / 'peak.py').write_text("""
+import torch
+from tools.analysis.measure import peak_memory, return_pages
+
+def step():
+    small = []
+    for size in (20, 10, 5, 15, 25, 30):  # MiB, in turn; a block of 1 MiB after each stays
+        torch.ones(size * 2**18)
+        small.append(torch.ones(2**18))
+
+return_pages()
+step()
+print(peak_memory(step, torch.device('cpu')))
+""")
+    peak = float(run_python(tmp_path / 'peak.py').stdout)
+    assert 34 < peak < 38  # the largest, and of the small ones five or six
 
 
 def test_times_of_the_processor_leave_waiting_out():

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, of wh
 
 from tools.analysis import measurements as reports
 from tools.analysis import networks
-from tools.analysis.measure import exponent, parse_count, parse_output, peak_memory, times_in_turn
+from tools.analysis.measure import exponent, parse_count, parse_output, peak_memory, return_pages, times_in_turn
 
 PEERS = ('resnet50', 'swin_tiny_patch4_window7_224', 'convnext_tiny', 'poolformer_s24', 'vit_small_patch16_224')
 MIN_SIZES_TO_FIT = 3
@@ -211,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.memory_only:
         args.rounds = 1
+        return_pages()
     torch.manual_seed(0)
     names = list(dict.fromkeys([*args.names, *(f'timm:{peer}' for peer in PEERS if args.peers)]))
     kind = [args.step, f'{args.amp} mixed' if args.amp else 'float32', args.memory_format.upper()]
