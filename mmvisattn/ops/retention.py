@@ -82,8 +82,8 @@ class _Factored(torch.autograd.Function):
         grad_states = torch.stack(_carry(grad_read[::-1], over_chunk)[::-1], 2)  # of what each chunk adds
         grad_over_chunk = None
         if ctx.needs_input_grad[3]:
-            # A state is a sum · over_chunk, and so is its gradient, the other way round. Both may be near the end of the
-            # range of float32, so they are not multiplied by each other as they are.
+            # A state is a sum · over_chunk, and so is its gradient, the other way round. Both may be near the end of
+            # the range of float32, so they are not multiplied by each other as they are.
             sums = states[:, :, 1:] / over_chunk.unsqueeze(1)
             grad_over_chunk = (sums * grad_states[:, :, :-1]).sum((0, 2, 3, 4)).view_as(over_chunk) / over_chunk
         return (
