@@ -1,6 +1,7 @@
 from .cell_loss_hook import CellLossHook
 from .cell_rule_hook import CellRuleHook
 from .checkpoint_report_hook import CheckpointReportHook, report_checkpoint
+from .compile_hook import CompileHook
 from .cpu_amp_optim_wrapper import CpuAmpOptimWrapper
 from .durable_checkpoint_hook import DurableCheckpointHook
 from .finite_hook import FiniteHook
@@ -15,6 +16,7 @@ __all__ = [
     'CellLossHook',
     'CellRuleHook',
     'CheckpointReportHook',
+    'CompileHook',
     'CpuAmpOptimWrapper',
     'DurableCheckpointHook',
     'FiniteHook',

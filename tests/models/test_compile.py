@@ -1,6 +1,7 @@
 """Every network compiles to one graph, which serves its shape without another compilation."""
 
 from mmvisattn.models.backbones import DefocusRetNet, DefocusViT, FCViT
+from mmvisattn.models.layers import DropPath
 from mmvisattn.models.necks import FlexAttentionNeck, SimpleFPN
 
 import pytest
@@ -85,6 +86,22 @@ def test_a_decay_that_changes_after_compilation(network, log_decay):
             block.attn.bandpass.log_decay[0] = log_decay  # far within the range of the fast form, and far beyond it
         with torch._dynamo.config.patch(error_on_recompile=True):
             torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rate_of_drop_path_that_changes_compiles_nothing_anew():
+    net = build(DefocusViT, drop_path_rate=0.3).train()
+    (path,) = [module for module in net.modules() if isinstance(module, DropPath) and module.drop_prob]
+    compiled, x = torch.compile(net, backend='eager', fullgraph=True), torch.randn(4, 3, 64, 64)
+    outs = []
+    with torch.no_grad():
+        for rate in (0.3, 0.6, 0.9):
+            path.drop_prob = rate
+            with torch._dynamo.config.patch(error_on_recompile=bool(outs)):
+                torch.manual_seed(0)
+                outs.append(compiled(x)[0])
+            torch.manual_seed(0)
+            torch.testing.assert_close(outs[-1], net(x)[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outs[0], outs[2])
 
 
 class Waits(TorchFunctionMode):

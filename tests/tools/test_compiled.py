@@ -1,19 +1,23 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tools.analysis import benchmark
 from tools.analysis import compiled as tool
 
 NAMES = ['timm:resnet10t', 'timm:resnet14t']
+MANY = 3
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The tool with a compiler that compiles nothing."""
     compile = torch.compile
-    monkeypatch.setattr(benchmark.torch, 'compile', lambda network, backend: compile(network, backend='eager'))
+    monkeypatch.setattr(torch, 'compile', lambda run, **options: compile(run, backend='eager'))
+    monkeypatch.setattr(tool, 'graphs_of_sizes', lambda *args: MANY)
     path = tmp_path / 'compiled.json'
 
     def run(*names, step='forward'):
@@ -28,9 +32,18 @@ def run(tmp_path, monkeypatch):
 def test_both_forms_are_timed_and_graphs_counted(run, step):
     report = run(NAMES[0], step=step)
     (result,), (table,) = report['results'], report['tables']
-    assert (result['graphs'], result['again']) == (1, 0)
+    assert (result['graphs'], result['again'], result['many']) == (1, 0, MANY)
     assert all(len(seconds) == 2 for seconds in result['seconds'].values())
-    assert table['rows'][0][0] == NAMES[0] and float(table['rows'][0][3]) > 0 and report['clock'] == 'cpu'
+    name, *_, ratio, graphs, many, _ = table['rows'][0]
+    assert (name, graphs, many) == (NAMES[0], '1', str(MANY))
+    assert float(ratio) > 0 and report['clock'] == 'cpu'
+
+
+@pytest.mark.parametrize(('dynamic', 'graphs'), [(True, 2), (False, 6)])
+def test_graphs_of_six_sizes(dynamic, graphs):
+    args = SimpleNamespace(batch=2, device=torch.device('cpu'), step='train', amp=None, compile=False)
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=dynamic):
+        assert tool.graphs_of_sizes(nn.Conv2d(3, 4, 3), (64, 96), args) == graphs
 
 
 @pytest.mark.parametrize('name', ['SimpleFPN:in_channels=16,out_channels=8', 'FlexAttentionNeck:in_channels=32'])

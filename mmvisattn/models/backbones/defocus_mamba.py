@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
@@ -19,7 +18,7 @@ from ...ops.selective_scan import BACKENDS, scan_tokens, unavailable_reason
 from ...registry import MODELS
 from ..checks import check_numbers
 from ..export import is_exported_to_onnx
-from ..layers import group_rms_norm, init_linear, rotate
+from ..layers import DropPath, group_rms_norm, init_linear, rotate
 from .base_backbone import drop_path_rates
 from .sequence_backbone import SequenceBackbone
 

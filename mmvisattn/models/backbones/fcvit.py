@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -21,7 +20,7 @@ from ...ops.inverted_bottleneck import inverted_bottleneck
 from ...ops.pointwise_conv import PointwiseConv2d
 from ...registry import MODELS
 from ..checks import check_hidden, check_numbers, check_sequences
-from ..layers import init_linear
+from ..layers import DropPath, init_linear
 from ..layers.join_outputs import join_outputs
 from .base_backbone import BaseBackbone, drop_path_rates, run_blocks
 

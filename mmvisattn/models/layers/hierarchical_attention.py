@@ -8,9 +8,10 @@ size of the high-resolution map.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 
+from .drop_path import DropPath
 from .rotary import turn_pairs
 from .transformer_block import init_linear
 

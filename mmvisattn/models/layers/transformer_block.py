@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
+
+from .drop_path import DropPath
 
 
 def init_linear(module: nn.Module) -> None:
