@@ -11,7 +11,7 @@ from . import mmengine_once  # noqa: F401
 torch.set_num_threads(1)
 
 # What takes the longest is begun first, lest a worker be left alone with it at the end.
-LONGEST = ('tests/training/', 'tests/tools/')
+LONGEST = ('tests/training/', 'tests/tools/', 'tests/test_', 'tests/models/test_export', 'tests/ops/')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
