@@ -6,6 +6,8 @@ What a library reads while it is loaded, such as ``OMP_NUM_THREADS``, is the ser
 tool, start a fresh Python.
 """
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -22,6 +24,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from tests import mmengine_once  # noqa: F401
 from tools.demo import KEEP_MEMORY
 
 ROOT = Path(__file__).parents[1]
@@ -55,14 +58,29 @@ class Popen:
 
 def run(args: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
     """Run Python with arguments; whatever ends the waiting early, such as pytest's limit of time, ends the command."""
-    with tempfile.NamedTemporaryFile('w+') as output, tempfile.NamedTemporaryFile('w+') as error:
-        command = Popen([sys.executable, *args], cwd, env, output, error)
+    (done,) = run_together(args, cwd, [env], timeout)
+    return done
+
+
+def run_together(
+    args: list[str], cwd: Path, envs: list[dict[str, str]], timeout: float
+) -> list[subprocess.CompletedProcess]:
+    """Run Python with arguments in each environment, all at the same time."""
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context(tempfile.NamedTemporaryFile('w+')) for _ in range(2)] for _ in envs]
+        commands = []
         try:
-            status = command.wait(timeout)
+            for env, outputs in zip(envs, files):
+                commands.append(Popen([sys.executable, *args], cwd, env, *outputs))
+            statuses = [command.wait(timeout) for command in commands]
         except BaseException:
-            command.process.kill()
+            for command in commands:
+                command.process.kill()
             raise
-        return subprocess.CompletedProcess(args, status, output.read(), error.read())
+        return [
+            subprocess.CompletedProcess(args, status, output.read(), error.read())
+            for status, (output, error) in zip(statuses, files)
+        ]
 
 
 def _become(words: list[str], cwd: str, env: dict[str, str], output: str | None, error: str | None) -> None:
@@ -74,6 +92,7 @@ def _become(words: list[str], cwd: str, env: dict[str, str], output: str | None,
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    gc.freeze()  # what is imported is not garbage, in no collection of the command
     random.seed(), np.random.seed(), torch.seed()
     if words[0] == '-m':
         sys.path[0], sys.argv = cwd, words[1:]

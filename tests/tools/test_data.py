@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from .test_train_test import stock_train
-from .utils import load_tool, read_log, read_metrics, run_command, run_tool
+from .utils import load_tool, read_log, read_metrics, run_python, run_tool
 
 SHORT = {
     'det': ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
@@ -69,13 +69,15 @@ def test_train_and_the_stock_tool_on_the_resolved_config(kind, trained, folders,
     losses = [entry['loss'] for entry in read_log(trained[kind]) if 'loss' in entry]
     assert losses and np.isfinite(losses).all()
     resolved = trained[kind] / config.name
-    dataset = Config.fromfile(resolved).train_dataloader.dataset
+    cfg = Config.fromfile(resolved)
+    assert 'mmvisattn' in cfg.custom_imports.imports  # which a tool that does not know the package goes by
+    dataset = cfg.train_dataloader.dataset
     if kind == 'det':
         assert dataset.metainfo.classes == ('Auto', 'Boot', 'Flugzeug')
     stock = ('-m', 'mmvisattn', stock_train(mmdet)) if kind == 'det' else (stock_train(mmseg),)
     one_step = ['train_cfg.max_iters=1'] if kind == 'seg' else ['train_dataloader.dataset.indices=2']
     never = 'val_cfg=None val_dataloader=None val_evaluator=None'.split()
-    done = run_command('python', *stock, resolved, '--work-dir', tmp_path, '--cfg-options', *one_step, *never)
+    done = run_python(*stock, resolved, '--work-dir', tmp_path, '--cfg-options', *one_step, *never)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(read_log(tmp_path)[0]['loss'])
 

@@ -1,5 +1,6 @@
-"""Several processes through the shell scripts; without a GPU they run on the CPU over gloo."""
+"""Several processes, by the shell scripts and without them; where there is no GPU they run on the CPU over gloo."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from .utils import TOOLS, read_log, read_metrics, run_command, run_tool
+from tests import processes
+
+from .utils import ROOT, TOOLS, read_log, read_metrics, run_command, run_tool
 
 FAKE_SRUN = """#!/usr/bin/env bash
 # Write down the command, and run one task of the job here where there is to be but one.
@@ -41,6 +44,18 @@ def srun(tmp_path):
     )
 
 
+def train(config: Path, number: int, *args: object) -> tuple[int, str]:
+    """Status and errors of a training in so many processes, begun in ones that have imported the toolboxes.
+
+    They are given what the launcher of ``dist_train.sh`` gives to its own.
+    """
+    job = dict(PYTHONPATH=str(ROOT), WORLD_SIZE=str(number), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    ranks = [{**os.environ, **job, 'RANK': str(i), 'LOCAL_RANK': str(i)} for i in range(number)]
+    words = [str(word) for word in (TOOLS / 'train.py', config, '--launcher', 'pytorch', *args)]
+    done = processes.run_together(words, ROOT, ranks, timeout=800)
+    return max(abs(rank.returncode) for rank in done), ''.join(rank.stderr for rank in done)
+
+
 def log_text(work_dir: Path) -> str:
     return ''.join(log.read_text() for log in work_dir.glob('*/*.log'))
 
@@ -69,15 +84,11 @@ def test_sharded_training_is_resumed_in_another_number_of_processes(seg_config, 
     work_dir = tmp_path / 'sharded'
     config = tmp_path / 'sharded.py'
     config.write_text(f"_base_ = '{seg_config}'\noptim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW'))\n")
-    for processes, length in ((2, 2), (2, 4), (1, 6)):
+    for number, length in ((2, 2), (2, 4), (1, 6)):
         options = [f'train_cfg.max_iters={length}', 'train_cfg.val_interval=6', *SHARDED]
-        options += [f'train_dataloader.batch_size={2 // processes}']
-        done = run_command(
-            *('bash', TOOLS / 'dist_train.sh', config, processes, '--work-dir', work_dir, '--resume'),
-            *('--cfg-options', *options),
-            PORT=free_port(),
-        )
-        assert done.returncode == 0, done.stderr
+        options += [f'train_dataloader.batch_size={2 // number}']
+        status, told = train(config, number, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
+        assert status == 0, told
         assert [line['step'] for line in read_log(work_dir) if 'loss' in line] == [length - 1, length]
     assert 'resumed with another number of processes: 2 then, 1 now' in log_text(work_dir)
     checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
@@ -99,12 +110,9 @@ def test_sharded_training_is_resumed_in_another_number_of_processes(seg_config, 
     ],
 )
 def test_sharded_training_is_refused(options, told, seg_config, tmp_path):
-    done = run_command(
-        *('bash', TOOLS / 'dist_train.sh', seg_config, 1, '--work-dir', tmp_path, '--resume'),
-        *('--cfg-options', 'runner_type=FlexibleRunner', *options),
-        PORT=free_port(),
-    )
-    assert done.returncode and told in done.stderr and not list(tmp_path.glob('*.pth'))
+    words = ['--work-dir', tmp_path, '--resume', '--cfg-options', 'runner_type=FlexibleRunner', *options]
+    status, errors = train(seg_config, 1, *words)
+    assert status and told in errors and not list(tmp_path.glob('*.pth'))
 
 
 def test_dist_test_measures_what_one_process_does(seg, tmp_path):
@@ -113,8 +121,8 @@ def test_dist_test_measures_what_one_process_does(seg, tmp_path):
         PORT=free_port(),
     )
     assert done.returncode == 0, done.stderr
-    run_tool('test', seg.config, seg.checkpoint, '--work-dir', tmp_path / 'one')
-    one, two = read_metrics(tmp_path / 'one'), read_metrics(tmp_path / 'two')
+    # What one process measured at the end of its training.
+    one, two = read_log(seg.work_dir)[-1], read_metrics(tmp_path / 'two')
     assert all(one[key] == two[key] for key in ('mIoU', 'aAcc', 'mAcc'))
 
 
@@ -122,17 +130,15 @@ def test_dist_test_measures_what_one_process_does(seg, tmp_path):
 def test_resumed_in_another_number_of_processes(first, then, seg_config, tmp_path):
     config = tmp_path / 'resumed.py'
     config.write_text(f"_base_ = '{seg_config}'\n")
-    for processes, length in ((first, 2), (then, 4)):
+    for number, length in ((first, 2), (then, 4)):
         # The same number of images in a step, all processes together.
-        options = [f'train_cfg.max_iters={length}', f'train_dataloader.batch_size={2 // processes}']
-        words = [config, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options', 'train_cfg.val_interval=4']
-        if processes == 1:
-            run_tool('train', *words, *options)
+        options = [f'train_cfg.max_iters={length}', f'train_dataloader.batch_size={2 // number}']
+        words = ['--work-dir', tmp_path / 'work', '--resume', '--cfg-options', 'train_cfg.val_interval=4', *options]
+        if number == 1:
+            run_tool('train', config, *words)
             continue
-        done = run_command(
-            *('bash', TOOLS / 'dist_train.sh', words[0], processes, *words[1:], *options), PORT=free_port()
-        )
-        assert done.returncode == 0, done.stderr
+        status, errors = train(config, number, *words)
+        assert status == 0, errors
     steps = [line for line in read_log(tmp_path / 'work') if 'loss' in line]
     assert [line['step'] for line in steps] == [3, 4] and all(np.isfinite(line['loss']) for line in steps)
     told = log_text(tmp_path / 'work')

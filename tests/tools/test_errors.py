@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from .utils import ROOT, TOOLS, run_command, run_tool
+from .utils import ROOT, TOOLS, run_command, run_python, run_tool
 
 
 @pytest.fixture
@@ -280,6 +280,6 @@ def test_exit_status_of_a_process(tmp_path):
 
 
 def test_module_with_a_missing_script():
-    done = run_command('python', '-m', 'mmvisattn', ROOT / 'tools/trian.py')
+    done = run_python('-m', 'mmvisattn', ROOT / 'tools/trian.py')
     assert done.returncode == 2
     assert "did you mean 'train.py'" in done.stderr and done.stderr.count('\n') == 1

@@ -21,7 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
 
-from .utils import ROOT, TOOLS, read_log, run_command, run_tool
+from .utils import ROOT, TOOLS, read_log, run_command, run_python, run_tool
 
 ADE = 'ade/ADEChallengeData2016'
 MINUTES_OF_KILLS = 60  # at most; some where nothing else runs
@@ -48,9 +48,7 @@ def told(capsys):
 
 def kill_and_resume(config: Path, kills: int, *options: str) -> None:
     tool = TOOLS / 'analysis/kill_and_resume.py'
-    done = run_command(
-        'python', tool, config, '--kills', kills, '--cfg-options', *options, timeout=MINUTES_OF_KILLS * 60
-    )
+    done = run_python(tool, config, '--kills', kills, '--cfg-options', *options, timeout=MINUTES_OF_KILLS * 60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf'{kills} kills of (\d+) trainings: \1 of them ended with the same weights', done.stdout)
     print(done.stdout.splitlines()[-1])  # `pytest -s` tells the figure
@@ -137,7 +135,7 @@ def test_disk_that_is_full(seg_config, tmp_path):
         'resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n'
         'from tools import train\ntrain.main(sys.argv[1:])\n'
     )
-    done = run_command('python', script, seg_config, '--work-dir', tmp_path / 'work')
+    done = run_python(script, seg_config, '--work-dir', tmp_path / 'work')
     assert done.returncode == 2
     assert re.search(r'^error: checkpoint .*iter_2\.pth. of .* cannot be written: .*make room', done.stderr, re.M)
     assert 'Traceback' not in done.stderr

@@ -6,7 +6,6 @@ import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..test_configs import CONFIGS
@@ -39,7 +38,6 @@ def train(monkeypatch, process_group):
     monkeypatch.setattr(Runner, 'build_model', build_without_memory)
     monkeypatch.setattr(Runner, 'wrap_model', lambda runner, wrapper_cfg, model: model)
     monkeypatch.setattr(Runner, '_log_env', lambda runner, env_cfg: None)
-    monkeypatch.setattr(Config, 'pretty_text', '')  # its formatting takes longer than all the rest
     monkeypatch.setattr(Runner, 'train', lambda runner: runners.append(runner))
     monkeypatch.setattr(cli, 'check_data', lambda *args: None)
     monkeypatch.setattr(tool, 'check_runner', lambda *args: None)

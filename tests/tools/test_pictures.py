@@ -1,4 +1,4 @@
-"""Pictures in grey, of four channels, of 16 bits, of 8000×8000 pixels: taken as they are meant, or told in a line."""
+"""Pictures in grey, of four channels, of 16 bits, of 4000×4000 pixels: taken as they are meant, or told in a line."""
 
 import shutil
 from collections.abc import Callable
@@ -130,18 +130,18 @@ def test_a_detector_of_four_channels(det_config, data_of, tmp_path, refused):
 def test_pictures_that_are_too_large_for_the_memory(seg, mini_data, tmp_path, refused, monkeypatch):
     root = Path(shutil.copytree(mini_data, tmp_path / 'mini'))
     pictures = {name: sorted((root / ADE / 'images' / name).iterdir()) for name in ('training', 'validation')}
-    large = cv2.imencode('.png', np.ones((8000, 8000), np.uint8))[1].tobytes()
+    large = cv2.imencode('.png', np.ones((4000, 4000), np.uint8))[1].tobytes()
     for path in [pictures['training'][0], pictures['validation'][0]]:
         path.write_bytes(large)
         (root / ADE / 'annotations' / path.parent.name / f'{path.stem}.png').write_bytes(large)
     for path in pictures['training'][1:]:
         path.unlink()  # every batch has the large one
-    monkeypatch.setattr(memory, 'free_memory', lambda device: 8 * 2**30)
+    monkeypatch.setattr(memory, 'free_memory', lambda device: 2 * 2**30)
     small = f'val_dataloader.dataset.data_root={mini_data / ADE}'
     train(seg.config, tmp_path / 'work', options_for(root, small))  # of which parts are cropped
-    told = 'labels of 8000×8000 pixels and 150 classes take 35.8 GiB of memory, and 8.0 are free'
+    told = 'labels of 4000×4000 pixels and 150 classes take 8.9 GiB of memory, and 2.0 are free'
     line = refused('test', seg.config, seg.checkpoint, '--work-dir', tmp_path / 'test', *options_for(root))
     assert told in line and '--slice 1024' in line
     run = ['predict', pictures['validation'][0], seg.config, seg.checkpoint, '--out-dir', tmp_path / 'drawn']
     # Here with the memory in which they are drawn.
-    assert 'take 44.7 GiB of memory' in refused(*run, code=1)
+    assert 'take 11.2 GiB of memory' in refused(*run, code=1)

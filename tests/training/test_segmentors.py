@@ -10,11 +10,11 @@ NOISE = 3  # mIoU in per cent; training brings 50
 
 @pytest.mark.parametrize(
     ('config', 'iterations', 'warm_up'),
-    [('fcvit-mini_fpn_ade20k', 60, 20), ('defocus-retnet-mini_upernet_ade20k', 120, 50)],
+    [('fcvit-mini_fpn_ade20k', 45, 15), ('defocus-retnet-mini_upernet_ade20k', 80, 30)],
 )
 def test_segmentor_learns(data, tmp_path, config, iterations, warm_up):
     schedule = [*short(iterations, 'iters'), f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}']
-    options = [*ade_options(data), *schedule, *(SMALL_SEGMENTOR if 'defocus' in config else [])]
+    options = [*ade_options(data), *(SMALL_SEGMENTOR if 'defocus' in config else []), *schedule]
     scalars, metrics = train(f'configs/mini/{config}.py', tmp_path, *options)
     assert scalars[-1]['loss'] < 0.7 * scalars[0]['loss']
     # Calling everything by the name of one class would give one of seven a part of 100.

@@ -46,7 +46,7 @@ def short(length: int, unit: str) -> list[str]:
     period = ['param_scheduler.1.T_max=' + str(length)] if unit == 'epochs' else []
     return [
         *(f'train_cfg.max_{unit}={length}', f'param_scheduler.1.end={length}'),
-        'train_cfg.val_interval=1000000',  # never: the test comes after it
+        *(f'val_{part}=None' for part in ('cfg', 'dataloader', 'evaluator')),  # the test comes after it
         *(*period, 'randomness.seed=0', 'default_hooks.logger.interval=20'),
         *('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'),
     ]
