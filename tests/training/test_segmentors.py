@@ -10,7 +10,7 @@ NOISE = 3  # mIoU in per cent; training brings 50
 
 @pytest.mark.parametrize(
     ('config', 'iterations', 'warm_up'),
-    [('fcvit-mini_fpn_ade20k', 45, 15), ('defocus-retnet-mini_upernet_ade20k', 80, 30)],
+    [('fcvit-mini_fpn_ade20k', 60, 20), ('defocus-retnet-mini_upernet_ade20k', 120, 50)],
 )
 def test_segmentor_learns(data, tmp_path, config, iterations, warm_up):
     schedule = [*short(iterations, 'iters'), f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}']
