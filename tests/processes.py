@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import IO
@@ -66,6 +67,7 @@ def run_together(
     args: list[str], cwd: Path, envs: list[dict[str, str]], timeout: float
 ) -> list[subprocess.CompletedProcess]:
     """Run Python with arguments in each environment, all at the same time."""
+    wait_for_a_new_second(args, cwd)
     with contextlib.ExitStack() as stack:
         files = [[stack.enter_context(tempfile.NamedTemporaryFile('w+')) for _ in range(2)] for _ in envs]
         commands = []
@@ -81,6 +83,14 @@ def run_together(
             subprocess.CompletedProcess(args, status, output.read(), error.read())
             for status, (output, error) in zip(statuses, files)
         ]
+
+
+def wait_for_a_new_second(args: list[str], cwd: Path) -> None:
+    """Let none of the runs of a work directory begin within the second of another: mmengine has one log for both."""
+    if '--work-dir' in args:
+        work_dir = cwd / args[args.index('--work-dir') + 1]
+        while (work_dir / time.strftime('%Y%m%d_%H%M%S')).exists():
+            time.sleep(0.05)
 
 
 def _become(words: list[str], cwd: str, env: dict[str, str], output: str | None, error: str | None) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,7 +170,6 @@ def det(det_config, mini_data, tmp_path_factory) -> Trained:
         with pytest.raises(KeyboardInterrupt):
             hook = "custom_hooks=[dict(type='InterruptHook',after=6)]"
             run_tool('train', interrupted_copy(det_config, hook), *flags)
-        time.sleep(1)  # mmengine names the folder of the logs by the second
         run_tool('train', det_config, *flags, '--cfg-options', 'optim_wrapper.optimizer.momentum=0.8')
 
     work_dir = made_once(tmp_path_factory, 'det', make)
@@ -186,7 +184,6 @@ def seg(seg_config, mini_data, tmp_path_factory) -> Trained:
         with pytest.raises(KeyboardInterrupt):
             hook = "custom_hooks=[dict(type='InterruptHook',after=5)]"
             run_tool('train', interrupted_copy(seg_config, hook), '--work-dir', work_dir)
-        time.sleep(1)
         run_tool('train', seg_config, '--work-dir', work_dir, '--resume', 'auto')
 
     work_dir = made_once(tmp_path_factory, 'seg', make)

@@ -27,6 +27,8 @@ def load_tool(name: str) -> ModuleType:
 
 def run_tool(name: str, *args: object) -> None:
     """Run a tool in this process, as far apart from earlier runs as in one of its own."""
+    words = [str(arg) for arg in args]
+    processes.wait_for_a_new_second(words, Path.cwd())
     managers = [Visualizer, MMLogger, MessageHub]
     while managers:
         manager = managers.pop()
@@ -35,7 +37,7 @@ def run_tool(name: str, *args: object) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are too small for more
     try:
-        load_tool(name).main([str(arg) for arg in args])
+        load_tool(name).main(words)
     finally:
         torch.set_num_threads(threads)
 
