@@ -17,14 +17,13 @@ from .backbones import find_backbones
 class CompileHook(Hook):
     """Run backbone and neck through ``torch.compile``, in training, validation and test.
 
-    mmengine's own ``compile=True`` takes the step of training as a whole, and nothing of validation and test: heads,
-    whose graphs break wherever they count objects or pixels, and the optimizer, whose loop over the parameters is
-    unrolled, are most of what is compiled then. Names of weights stay as they are.
+    mmengine's own ``compile=True`` takes the step of training as a whole, with the optimizer and the heads, whose
+    graphs break wherever they count objects or pixels, and nothing of validation and test. Names of weights stay as
+    they are.
 
     Args:
-        **options (Any): Arguments of ``torch.compile``, such as ``mode='reduce-overhead'`` or ``dynamic=True``, which
-            has one graph for all sizes of images from the start. By default a second size makes a second graph, which
-            serves all others.
+        **options (Any): Arguments of ``torch.compile``, such as ``mode='reduce-overhead'``. By default the first images
+            of another size make a graph that leaves open what differed; after a few of them no more are made.
 
     Raises:
         UserError: If ``torch.compile`` has no such argument, or the model has no backbone.

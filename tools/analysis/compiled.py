@@ -119,8 +119,8 @@ def measure(name: str, size: tuple[int, int], args: argparse.Namespace) -> dict:
     many = graphs_of_sizes(compiled, size, args)
     compile_anew(compiled)
     inputs = make_inputs(eager, size, args)
-    networks = dict(eager=eager, compiled=compiled)
-    steps = {form: benchmark.make_step(network, inputs, args) for form, network in networks.items()}
+    forms = dict(eager=eager, compiled=compiled)
+    steps = {form: benchmark.make_step(network, inputs, args) for form, network in forms.items()}
     seconds = {}
     for form, times in dict(eager=2, compiled=1).items():
         for _ in range(times):  # the first eager step may build an operator

@@ -1,5 +1,7 @@
 """Drop path whose rate may change while training, in a compiled network too."""
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import DropPath as TimmDropPath
 from torch import Tensor
@@ -33,6 +35,12 @@ class DropPath(TimmDropPath):
             self.keep_prob.fill_(1 - rate)
         else:
             self.register_buffer('keep_prob', torch.tensor(1 - rate, dtype=torch.float32), persistent=False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'DropPath':
+        """Moved, or emptied by ``to_empty``, the tensor holds the rate; no checkpoint would tell it."""
+        super()._apply(fn, recurse)
+        self.drop_prob = self._drop_prob
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) → (B, ...): in training each sample is dropped, or divided by the share of those that stay."""

@@ -31,3 +31,11 @@ def test_the_type_stays_and_weights_of_timm_load(dtype):
     path = DropPath(0.5)
     assert path(torch.ones(4, 2, dtype=dtype)).dtype == dtype
     assert not path.state_dict() and isinstance(path, TimmDropPath)
+
+
+def test_the_rate_outlasts_a_model_without_memory():
+    with torch.device('meta'):  # as FSDP builds it with `skip_init_weights`
+        path = DropPath(0.75)
+    path.to_empty(device='cpu')
+    torch.manual_seed(0)
+    assert set(path(torch.ones(64, 1)).unique().tolist()) == {0.0, 4.0}
