@@ -131,6 +131,10 @@ class Skipped:
         self.iterator = iterator
         self.steps = steps
 
+    def skip_iter(self, num_iters: int) -> None:
+        """Drop steps at once; newer loops ask for that, and older ones for one batch after another."""
+        self.steps -= num_iters
+
     def __next__(self) -> Any:
         """Nothing, or the next batch."""
         if self.steps:

@@ -210,7 +210,8 @@ class ResumeHook(Hook):
         if not by_epoch:
             iterator = type(loop.dataloader_iterator)(loop.dataloader)
             iterator._epoch = passes
-            loop.dataloader_iterator = Skipped(iterator, runner.iter)
+            told_not_to_skip = getattr(loop, 'fast_forward_on_resume', False)
+            loop.dataloader_iterator = iterator if told_not_to_skip else Skipped(iterator, runner.iter)
         set_random_states(own)
 
     def _continue_workers(self, num_workers: int, at_start: bool, lasting: bool) -> Any:

@@ -5,6 +5,7 @@ import random
 from contextlib import suppress
 
 from mmvisattn.compat import checkpoint
+from mmvisattn.engine.data_position import Skipped
 from mmvisattn.engine.random_states import get_random_states, set_random_states
 from mmvisattn.errors import UserError
 
@@ -199,6 +200,13 @@ def test_place_is_found_without_reading_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr(Noisy, '__getitem__', lambda self, index: read.append(index) or dict(inputs=torch.rand(4)))
     train(tmp_path, 8, seed=1, resume=True)
     assert len(read) == 2 * 3 + 11  # two batches and the validation at the end
+
+
+def test_what_is_done_is_dropped_one_by_one_or_at_once():
+    one_by_one, at_once = Skipped(iter('ab'), 3), Skipped(iter('ab'), 3)
+    assert [next(one_by_one) for _ in range(3)] == [None] * 3
+    at_once.skip_iter(3)
+    assert next(one_by_one) == next(at_once) == 'a'
 
 
 def test_checkpoint_amid_an_epoch(tmp_path, told):
