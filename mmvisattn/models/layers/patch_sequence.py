@@ -1,5 +1,6 @@
 """An image as a sequence of patches, and the sequence as a map again."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,7 +53,8 @@ def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
     x = F.pad(x, (0, 0, 0, rows * cols * wh * ww - length))
     x = x.view(B, rows, cols, wh, ww, C).transpose(2, 3)  # (B, rows, wh, cols, ww, C)
     x = x.reshape(B, rows * wh, cols * ww, C)[:, :height, :width]
-    return x.permute(0, 3, 1, 2)
+    # What is cut out of windows is copied here once, and not by each convolution that reads it.
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 class PatchSequence(nn.Module):
