@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import Runner
 
 from .data_checks import report_annotations
@@ -219,13 +220,23 @@ def load_config(path: str, cfg_options: dict | None = None) -> Config:
 
 
 def _check_mean(cfg: Config) -> None:
-    """Refuse a mean of other than 1 or 3 values, which are all that mmengine's preprocessor takes, and so mmdet's."""
+    """Refuse a mean of other than 1 or 3 values, which are all that mmengine's preprocessor for images takes."""
     mean = (cfg.model.get('data_preprocessor') or {}).get('mean')
-    if cfg.default_scope == 'mmdet' and isinstance(mean, list | tuple) and len(mean) not in (1, 3):
+    if not isinstance(mean, list | tuple) or len(mean) in (1, 3):
+        return
+    if cfg.default_scope == 'mmdet' or _mmseg_takes_1_or_3():
         raise UserError(
-            f'`model.data_preprocessor.mean` has {len(mean)} values, and mmdet takes 1 or 3; for pictures of other '
+            f'`model.data_preprocessor.mean` has {len(mean)} values, and {TOOLBOXES[cfg.default_scope]} as it is '
+            'installed takes 1 or 3; for pictures of other '
             'channels set `mean` and `std` to one value for all, and `bgr_to_rgb=False`'
         )
+
+
+def _mmseg_takes_1_or_3() -> bool:
+    """That of the maintained fork has mmdet's base; the other takes a mean of any number."""
+    from mmseg.models import SegDataPreProcessor
+
+    return issubclass(SegDataPreProcessor, ImgDataPreprocessor)
 
 
 def is_remote(path: str) -> bool:

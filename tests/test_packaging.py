@@ -84,7 +84,7 @@ def test_a_wheel_away_from_the_clone_has_its_configs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert Path(lines[0]) == tmp_path / 'site/mmvisattn/__init__.py'
+    assert str(tmp_path / 'site/mmvisattn/__init__.py') in lines
     assert 'mask-rcnn_fcvit-b12_fpn_1x_coco' in done.stdout.split()
     assert 'b12' in lines
     assert [line.split()[0] for line in lines if line.startswith('predictions')] == ['predictions'] * 2

@@ -44,4 +44,4 @@ def test_the_rest_is_mmsegs(logits, labels):
     labels[0, 0] = VOID
     assert cross_entropy(logits, labels, ignore_index=VOID) == stock(logits, labels, ignore_index=VOID)
     with pytest.raises(IndexError):  # else the measure is not needed any more
-        stock(logits, labels, class_weight=weights, ignore_index=VOID)
+        stock(logits, labels, class_weight=weights, ignore_index=VOID, avg_non_ignore=True)

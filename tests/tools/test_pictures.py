@@ -9,6 +9,8 @@ from mmvisattn.inference import memory
 import cv2
 import numpy as np
 import pytest
+from mmengine.model import ImgDataPreprocessor
+from mmseg.models import SegDataPreProcessor
 
 from .utils import read_log, run_tool
 
@@ -17,11 +19,14 @@ UNCHANGED = [f'{name}_dataloader.dataset.pipeline.0.color_type=unchanged' for na
 NO_WORKERS = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1']
 
 
-def with_channels(number: int, mean: float) -> list[str]:
-    values = ','.join(['{}'] * number)
+# The maintained fork of mmseg takes 1 or 3, as mmdet does.
+TAKES_FOUR = not issubclass(SegDataPreProcessor, ImgDataPreprocessor)
+
+
+def with_channels(number: int, mean: float, values: int = 1) -> list[str]:
     return [
-        *(f'model.backbone.in_channels={number}', f'model.data_preprocessor.mean=[{values.format(*[mean] * number)}]'),
-        f'model.data_preprocessor.std=[{values.format(*[mean / 2] * number)}]',
+        *(f'model.backbone.in_channels={number}', f'model.data_preprocessor.mean={[mean] * values}'.replace(' ', '')),
+        f'model.data_preprocessor.std={[mean / 2] * values}'.replace(' ', ''),
     ]
 
 
@@ -90,7 +95,7 @@ def test_read_as_colour(change, seg_config, data_of, tmp_path):
 )
 def test_read_as_they_are(change, channels, mean, seg_config, data_of, tmp_path, refused):
     root = data_of(change)
-    options = options_for(root, *UNCHANGED, *with_channels(channels, mean))
+    options = options_for(root, *UNCHANGED, *with_channels(channels, mean, channels if TAKES_FOUR else 1))
     log = train(seg_config, tmp_path / 'work', options)
     assert ('is read as uint16 with values up to' in log) == (change is deep)
     checkpoint = tmp_path / 'work/iter_1.pth'
@@ -109,10 +114,13 @@ def test_channels_that_the_model_does_not_take(seg_config, det_config, data_of, 
     run = ['train', seg_config, '--work-dir', tmp_path / 'work']
     line = refused(*run, *options_for(root, *UNCHANGED))
     assert 'pictures of 4 channels, such as' in line and 'has 3 values; set `mean` and `std`' in line
-    line = refused(*run, *options_for(root, *UNCHANGED, *with_channels(4, 120)[1:]))
+    line = refused(
+        *run, *options_for(root, *UNCHANGED, *with_channels(4, 120)[1:], 'model.data_preprocessor.bgr_to_rgb=False')
+    )
     assert 'the backbone takes 3; set `model.backbone.in_channels`' in line
-    line = refused('train', det_config, '--work-dir', tmp_path / 'work', '--cfg-options', *with_channels(4, 120))
-    assert '`model.data_preprocessor.mean` has 4 values, and mmdet takes 1 or 3' in line
+    for config in (det_config, *([] if TAKES_FOUR else [seg_config])):
+        line = refused('train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *with_channels(4, 120, 4))
+        assert '`model.data_preprocessor.mean` has 4 values' in line and 'takes 1 or 3' in line
 
 
 def test_a_detector_of_four_channels(det_config, data_of, tmp_path, refused):

@@ -27,9 +27,11 @@ def scalars(work_dir: Path) -> Path:
 
 
 def test_analyze_logs(det, seg, tmp_path):
+    # Of seaborn, or of matplotlib, as the tool sets it.
+    looks = ['--style', 'dark' if 'seaborn' in stock(mmdet, 'analyze_logs.py').read_text() else 'dark_background']
     drawn = [tmp_path / f'{name}.png' for name in ('loss', 'metric', 'seg')]
-    run(mmdet, 'analyze_logs.py', 'plot_curve', scalars(det.work_dir), '--keys', 'loss_cls', '--out', drawn[0])
-    last = ['--keys', 'bbox_mAP', '--eval-interval', 3]
+    run(mmdet, 'analyze_logs.py', 'plot_curve', scalars(det.work_dir), *looks, '--keys', 'loss_cls', '--out', drawn[0])
+    last = [*looks, '--keys', 'bbox_mAP', '--eval-interval', 3]
     run(mmdet, 'analyze_logs.py', 'plot_curve', scalars(det.work_dir), *last, '--out', drawn[1])
     assert 'average iter time' in run(mmdet, 'analyze_logs.py', 'cal_train_time', scalars(det.work_dir))
     run(mmseg, 'analyze_logs.py', scalars(seg.work_dir), '--keys', 'mIoU', '--out', drawn[2])

@@ -47,14 +47,13 @@ def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: (B, C, height, width).
     """
-    B, length, C = x.shape
     (height, width), (wh, ww) = size, window
-    rows, cols, _ = window_grid(size, window)
-    x = F.pad(x, (0, 0, 0, rows * cols * wh * ww - length))
-    x = x.view(B, rows, cols, wh, ww, C).transpose(2, 3)  # (B, rows, wh, cols, ww, C)
-    x = x.reshape(B, rows * wh, cols * ww, C)[:, :height, :width]
-    # What is cut out of windows is copied here once, and not by each convolution that reads it.
-    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    _, cols, _ = window_grid(size, window)
+    row, column = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+    # Where each position is in the sequence. Taken one by one the map is whole in memory whatever the size, so that a
+    # compiled graph serves all sizes, and nothing is padded.
+    index = (row // wh * cols * wh + row % wh + column // ww * wh) * ww + column % ww  # (height, width)
+    return x.index_select(1, index.flatten()).view(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
 class PatchSequence(nn.Module):
