@@ -73,6 +73,9 @@ PIP = $(@D)/bin/python -m pip install --progress-bar on --constraint $(CONSTRAIN
 .venv-oldest/.installed: CONSTRAINTS := requirements/oldest.txt
 .venv-oldest/.installed: PYTHON := $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 
+# The setuptools that Python 3.10 and 3.11 bring make no wheel by themselves.
+.venv-oldest/.installed: NEXT = $(PIP) wheel
+
 .venv-compiled/.installed: CONSTRAINTS := requirements/oldest.txt
 .venv-compiled/.installed: EXTRAS := det,seg,tests
 # mmcv's setup.py imports pkg_resources. Without a visible GPU it builds for the CPU; that takes 12 minutes on two cores.

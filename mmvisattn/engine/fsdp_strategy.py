@@ -4,11 +4,16 @@ from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy as StockFSDPStrategy
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object
+from packaging.version import Version
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..errors import UserError
 from ..registry import STRATEGIES
+
+# Seen with 2.8.0 and not with 2.15.0; what lies between has not been tried.
+CRASHES_ON_CPU = Version(torch.__version__).release[:2] == (2, 8)
 
 
 @STRATEGIES.register_module()
@@ -27,7 +32,8 @@ class FSDPStrategy(StockFSDPStrategy):
         **kwargs (Any): As of mmengine's.
 
     Raises:
-        UserError: If checkpoints would be in parts.
+        UserError: If checkpoints would be in parts, or on a CPU with torch 2.8, which ends in a segmentation fault when
+            it gathers the weights there.
     """
 
     def __init__(self, *, state_dict_cfg: str | dict = 'full', **kwargs: Any) -> None:
@@ -36,6 +42,11 @@ class FSDPStrategy(StockFSDPStrategy):
             raise UserError(
                 f'mmvisattn.FSDPStrategy saves whole weights, and `strategy.state_dict_cfg` is {state_dict_cfg!r}; '
                 "leave it out, or take mmengine's FSDPStrategy, whose checkpoints in parts it cannot resume either"
+            )
+        if CRASHES_ON_CPU and get_device() == 'cpu':
+            raise UserError(
+                f'torch {torch.__version__} crashes when it saves weights that are sharded over CPUs; update torch, or '
+                'take `strategy` out of the config'
             )
 
     def optim_state_dict(self) -> dict:

@@ -86,7 +86,8 @@ def record(
         options[DEFERRED] = True
     elif open_size:
         raise UserError(
-            f'torch {torch.__version__} records no graph of open height and width; fix them, or update torch'
+            f'torch {torch.__version__} records no graph of open height and width; fix them (--fixed-size, '
+            '`open_size=False`), or update torch'
         )
     with torch.no_grad(), _quiet():
         # A copy of the example: what it shares with others would be recorded.

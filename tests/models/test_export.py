@@ -1,12 +1,13 @@
 """What is exported, what it computes where there is no torch, and what is said of the rest."""
 
+import inspect
 import json
 import subprocess
 import sys
 
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import DefocusMamba, DefocusRetNet, DefocusViT, FCViT, FlexViT
-from mmvisattn.models.export import is_exported, is_exported_to_onnx, is_open, record, size_step, write_onnx
+from mmvisattn.models.export import DEFERRED, is_exported, is_exported_to_onnx, is_open, record, size_step, write_onnx
 from mmvisattn.models.necks import FlexAttentionNeck, SimpleFPN
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from tests.models.networks import BACKBONES, build
 
+OPEN_SIZES = DEFERRED in inspect.signature(torch.export.export).parameters
 FAST = (FCViT, DefocusMamba)  # graphs of any size take torch a minute or two for the others
 NETWORKS = [DefocusMamba, DefocusViT, DefocusRetNet, FlexViT]
 OPEN_BATCH = ({0: torch.export.Dim('batch', min=1, max=16)},)
@@ -51,6 +53,10 @@ def with_neck(network):
 def test_any_size_with_torch_and_with_onnxruntime_alone(network, tmp_path):
     pytest.importorskip('onnxruntime')
     model = with_neck(network)
+    if not OPEN_SIZES:
+        with pytest.raises(UserError, match='records no graph of open height and width'):
+            record(model, torch.randn(2, 3, 192, 256), smallest=128, largest=1024)
+        return
     program = record(model, torch.randn(2, 3, 192, 256), smallest=128, largest=1024)
     write_onnx(program, tmp_path / 'network.onnx', notes=dict(network=network.__name__))
     torch.export.save(program, tmp_path / 'network.pt2')

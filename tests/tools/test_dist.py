@@ -4,6 +4,8 @@ import os
 import socket
 from pathlib import Path
 
+from mmvisattn.engine.fsdp_strategy import CRASHES_ON_CPU
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,9 @@ def test_sharded_training_is_resumed_in_another_number_of_processes(seg_config, 
         options = [f'train_cfg.max_iters={length}', 'train_cfg.val_interval=6', *SHARDED]
         options += [f'train_dataloader.batch_size={2 // number}']
         status, told = train(config, number, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
+        if CRASHES_ON_CPU:
+            assert status and 'crashes when it saves weights that are sharded over CPUs; update torch' in told
+            return
         assert status == 0, told
         assert [line['step'] for line in read_log(work_dir) if 'loss' in line] == [length - 1, length]
     assert 'resumed with another number of processes: 2 then, 1 now' in log_text(work_dir)
@@ -112,6 +117,8 @@ def test_sharded_training_is_resumed_in_another_number_of_processes(seg_config, 
 def test_sharded_training_is_refused(options, told, seg_config, tmp_path):
     words = ['--work-dir', tmp_path, '--resume', '--cfg-options', 'runner_type=FlexibleRunner', *options]
     status, errors = train(seg_config, 1, *words)
+    if CRASHES_ON_CPU and options[0] == 'strategy.type=mmvisattn.FSDPStrategy' and 'local' not in options[1]:
+        told = 'crashes when it saves'
     assert status and told in errors and not list(tmp_path.glob('*.pth'))
 
 
