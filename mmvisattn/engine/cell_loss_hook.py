@@ -71,6 +71,7 @@ class CellLossHook(Hook):
         self.samples = None
         return {**losses, 'loss_cells': self.loss_weight * torch.stack(self.losses).mean()}
 
+    @torch.compiler.disable  # else there is a graph for each number of boxes
     def _teach(self, network: Any, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple:
         if self.samples is None:  # not in training
             return args

@@ -81,6 +81,7 @@ class CellRuleHook(Hook):
     def _see(self, backbone: nn.Module, args: tuple[Tensor]) -> None:
         self.images = args[0]
 
+    @torch.compiler.disable  # as CellLossHook does
     def _note(self, network: Any, selector: nn.Module, args: tuple, selection: Selection) -> None:
         if selector.training:
             return
@@ -88,6 +89,7 @@ class CellRuleHook(Hook):
             middles = ((boxes[:, :2] + boxes[:, 2:]) / 2 / network.size_step).long().to(chosen.device)
             self.met.append(chosen[middles[:, 1], middles[:, 0]].cpu())
 
+    @torch.compiler.disable
     def _judge(self, network: Any, selector: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple:
         logits, valid = args
         side = network.size_step

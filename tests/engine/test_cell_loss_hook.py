@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 from mmvisattn.engine import CellLossHook, CellRuleHook
 from mmvisattn.engine.cell_loss_hook import cell_targets
+from mmvisattn.engine.compile_hook import compile_parts
 from mmvisattn.errors import UserError
 from mmvisattn.models.backbones import FlexViT
 from mmvisattn.models.necks import FlexAttentionNeck
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 SMALL = dict(embed_dims=24, depth=3, num_heads=3, mlp_ratio=2)
 
@@ -233,3 +235,18 @@ def test_what_cannot_be_taught_is_told():
 def test_a_plain_vit_goes_on_as_it_is():
     model = Detector(num_glance_layers=3, out_indices=(1,))
     assert set(taught(model).loss(torch.randn(1, 3, 32, 32), [boxes_of()])) == {'loss_map'}
+
+
+def test_a_compiled_network_is_not_compiled_anew_for_other_boxes():
+    torch.compiler.reset()
+    counter, images, graphs = CompileCounter(), torch.randn(2, 3, 64, 96), []
+    eager, compiled = (taught(Detector(select_explore=0.0)).train() for _ in range(2))
+    compile_parts(compiled, backend=counter)
+    for number in range(4):
+        sample = boxes_of(*([8.0 * n, 20.0, 8.0 * n + 6, 28.0] for n in range(number)))
+        expected, losses = (network.loss(images, [sample, boxes_of()]) for network in (eager, compiled))
+        torch.testing.assert_close(losses, expected)
+        graphs.append(counter.frame_count)
+    assert graphs == [graphs[0]] * 4 and graphs[0] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in compiled.named_parameters() if 'relevance' in name)
