@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .description import DetectionData, SegmentationData
-from .segmentation import VOID
+from .label_values import VOID
 
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of area, in pixels
 

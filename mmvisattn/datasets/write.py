@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .description import DetectionData, SegmentationData
-from .segmentation import VOID, load_label
+from .label_values import VOID, load_label
 
 
 class LabelFolders(NamedTuple):
