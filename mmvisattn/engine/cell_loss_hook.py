@@ -33,18 +33,19 @@ class CellLossHook(Hook):
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.
+        labels_first (bool): Whether in training the cells that the labels point to are taken first. Defaults to True.
 
     Raises:
         UserError: If the weight is not positive, or the model has no FlexAttention, or neither boxes nor a map of
             labels to learn from.
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
+    def __init__(self, loss_weight: float = 1.0, labels_first: bool = True) -> None:
         if not loss_weight > 0:
             raise UserError(
                 f'CellLossHook: `loss_weight` is {loss_weight}; set it to a number above 0, or leave the hook out'
             )
-        self.loss_weight = loss_weight
+        self.loss_weight, self.labels_first = loss_weight, labels_first
         self.samples: Sequence[Any] | None = None
         self.losses: list[Tensor] = []
 
@@ -80,7 +81,7 @@ class CellLossHook(Hook):
         worth = torch.stack([cell_targets(sample, shape, network.size_step) for sample in self.samples]).to(logits)
         real = logits.isfinite()
         self.losses.append(F.binary_cross_entropy_with_logits(logits[real], worth[real]))
-        return (logits + 1e4 * worth, valid) if selector.training else args
+        return (logits + 1e4 * worth, valid) if selector.training and self.labels_first else args
 
 
 def cell_targets(sample: Any, shape: tuple[int, int], side: int) -> Tensor:
