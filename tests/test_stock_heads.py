@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mmvisattn.compat import mmcv_ext
+
 import mmdet
 import mmengine
 import mmseg
@@ -43,6 +45,13 @@ REFUSED = {
     ),
     'PSANet': Refused(NETWORKS, 'psamask_forward', 'needs a compiled mmcv; `psamask` is not among the operators here.'),
 }
+if mmcv_ext.compiled():
+    del REFUSED['PSANet']
+    REFUSED['VFNet'] = Refused(
+        ['FCViT'],
+        'input must be contiguous',
+        "mmcv's compiled deformable convolution takes no map with channels last, which FCViT gives on the CPU.",
+    )
 # Head and backbone in turn, without those that take the longest.
 NOT_EVERY_TIME = {
     'PAA', 'BoxInst',  # need packages that mmdet itself does without

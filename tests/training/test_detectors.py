@@ -8,7 +8,7 @@ from .utils import SMALL_DETECTOR, coco_options, short, train
 @pytest.mark.parametrize(
     ('config', 'epochs', 'box', 'mask'),
     [
-        ('mask-rcnn_fcvit-mini_fpn_coco', 5, 0.3, 0.04),
+        ('mask-rcnn_fcvit-mini_fpn_coco', 5, 0.3, 0.02),
         ('mask-rcnn_defocus-mamba-mini_simple-fpn_coco', 6, 0.15, 0.02),
     ],
 )

@@ -53,7 +53,7 @@ def to_map(x: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
     # Where each position is in the sequence. Taken one by one the map is whole in memory whatever the size, so that a
     # compiled graph serves all sizes, and nothing is padded.
     index = (row // wh * cols * wh + row % wh + column // ww * wh) * ww + column % ww  # (height, width)
-    return x.index_select(1, index.flatten()).view(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
+    return x.index_select(1, index.flatten()).view(x.shape[0], height, width, x.shape[2]).permute(0, 3, 1, 2)
 
 
 class PatchSequence(nn.Module):
