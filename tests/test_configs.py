@@ -207,7 +207,7 @@ def test_flexattention_neck_is_all_that_is_added(name, plain):
     assert first == expected.model.neck
     assert added.type == 'mmvisattn.FlexAttentionNeck' and added.in_channels == first.out_channels
     cfg.model.neck = first
-    hooks = [dict(type=f'mmvisattn.{name}') for name in ('PaddingHook', 'CellLossHook')]
+    hooks = [dict(type='mmvisattn.PaddingHook'), dict(type='mmvisattn.CellLossHook', labels_first=False)]
     assert cfg.custom_hooks[len(expected.custom_hooks) :][:2] == hooks
     cfg.custom_hooks = expected.custom_hooks
     for parts in ('flexattention', 'flexattention_hooks'):  # of which the small configs are made

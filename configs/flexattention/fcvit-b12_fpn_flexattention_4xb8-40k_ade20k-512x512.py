@@ -9,4 +9,8 @@ model = dict(
     ],
 )
 
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvisattn.PaddingHook'), dict(type='mmvisattn.CellLossHook')]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmvisattn.PaddingHook'),
+    dict(type='mmvisattn.CellLossHook', labels_first=False),
+]

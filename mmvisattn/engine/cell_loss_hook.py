@@ -26,14 +26,17 @@ class CellLossHook(Hook):
     much of a large object shows in the low resolution: its target is the side of a cell over the longer side of the
     box, 1 at most. Of a segmentor the target is the share of a cell's pixels that are not of its commonest class.
 
-    In training the cells that the labels point to are taken first, as far as the budget goes, and then those of the
-    highest relevance, so that the layers behind learn what objects look like from near before the choice finds them.
+    With ``labels_first`` the cells that the labels point to are taken first in training, as far as the budget goes, and
+    then those of the highest relevance, so that the layers behind learn what objects look like from near before the
+    choice finds them.
     Validation and test go by relevance alone. Without this hook the choice learns by how much the cells that were
     chosen have helped. Of several FlexViTs and FlexAttentionNecks in a model each learns, and the loss is their mean.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.
-        labels_first (bool): Whether in training the cells that the labels point to are taken first. Defaults to True.
+        labels_first (bool): Whether in training the cells that the labels point to are taken first. False for a
+            FlexAttentionNeck, whose heads see the fine level where it was not chosen too, and would learn that what was
+            chosen is an object. Defaults to True.
 
     Raises:
         UserError: If the weight is not positive, or the model has no FlexAttention, or neither boxes nor a map of

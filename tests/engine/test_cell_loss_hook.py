@@ -64,9 +64,9 @@ def boxes_of(*boxes: list[float]) -> BaseDataElement:
     return BaseDataElement(gt_instances=InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4)))
 
 
-def taught(model: nn.Module, *others) -> nn.Module:
+def taught(model: nn.Module, *others, **options) -> nn.Module:
     runner = SimpleNamespace(model=model)
-    for hook in (*others, CellLossHook()):
+    for hook in (*others, CellLossHook(**options)):
         hook.before_run(runner)
         hook.before_train(runner)
     return model
@@ -167,6 +167,16 @@ def test_in_training_what_the_labels_point_to_is_taken_first():
     with torch.no_grad():
         model.backbone(images)
     assert torch.equal(seen[-1], seen[-2])
+
+
+def test_without_labels_first_the_choice_is_that_of_the_network():
+    images, samples = torch.randn(1, 3, 128, 128), [boxes_of([100, 100, 110, 110])]
+    taken = []
+    for model in (Detector(select_explore=0.0), taught(Detector(select_explore=0.0), labels_first=False)):
+        seen = chosen_in(model, (8, 8))
+        taken.append(model.train().loss(images, samples))
+        taken[-1]['chosen'] = seen[0]
+    assert torch.equal(taken[0]['chosen'], taken[1]['chosen']) and taken[1]['loss_cells'].requires_grad
 
 
 def test_a_rule_has_the_last_word():

@@ -5,6 +5,6 @@ flexattention = dict(
 )
 flexattention_hooks = [
     dict(type='mmvisattn.PaddingHook'),
-    dict(type='mmvisattn.CellLossHook'),
+    dict(type='mmvisattn.CellLossHook', labels_first=False),
     dict(type='mmvisattn.CellRuleHook'),
 ]
