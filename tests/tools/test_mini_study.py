@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -211,3 +212,13 @@ def test_places_on_the_scale_by_hand(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert '| half | 0.367 (0.200, 0.400, 0.500) | 0.42 (0.06–0.78) | 0.25 (-0.37–0.87) |' in printed
     assert '| all | 0.550 (0.500, 0.600) | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |' in printed
+
+
+def test_differences_are_paired_by_seed(capsys):
+    def with_metric(value):
+        return [SimpleNamespace(shares=iter([('AP50', value)]))]
+
+    study = study_tool.Study(variants={}, stages=[], differences=[('a', 'b')])
+    study_tool.print_differences(study, [dict(a=with_metric(x), b=with_metric(y)) for x, y in ((0.3, 0.1), (0.9, 0.6))])
+    # Student's t of one degree of freedom is 12.706, and the standard error of 0.2 and 0.3 is 0.05.
+    assert capsys.readouterr().out == "'a' − 'b': 0.250 (-0.385 to 0.885)\n"

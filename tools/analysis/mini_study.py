@@ -100,6 +100,8 @@ class Study:
         flops_size (tuple[int, int], optional): Height and width of the images for which backbone and neck are counted;
             None for no such column.
         scale (Scale, optional): What the first metric is told on as well, paired by seed; None for no such columns.
+        differences (list[tuple[str, str]]): Pairs of variants of which is told how far the first is ahead in the first
+            metric, paired by seed.
     """
 
     variants: dict[str, Variant]
@@ -108,6 +110,7 @@ class Study:
     tests: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     flops_size: tuple[int, int] | None = None
     scale: Scale | None = None
+    differences: list[tuple[str, str]] = field(default_factory=list)
 
 
 # A job has one core, which loads its pictures too.
@@ -248,6 +251,11 @@ STUDIES = {
         ],
         data=[SEARCH],
         flops_size=(256, 256),
+        differences=[
+            ('10 %, truth', 'FPN'),
+            *(('10 %, chosen', other) for other in ('10 %, chance', 'FPN', 'FPN, seven plain layers')),
+            *(('10 %, chosen, labels first', other) for other in ('10 %, chosen', 'FPN')),
+        ],
     ),
     # The same on scenes full of objects.
     'neck_dense': Study(
@@ -426,16 +434,8 @@ def place(scale: Scale, variant: str, base: str, plans: Sequence[dict[str, list[
     The gap is that of the means of the seeds that have both ends, since that of a seed may be small; the interval is
     that of a mean of differences paired by seed, by Student's t.
     """
-
-    def differences(name: str, other: str) -> list[float]:
-        return [
-            next(plan[name][-1].shares)[1] - next(plan[other][-1].shares)[1]
-            for plan in plans
-            if name in plan and other in plan
-        ]
-
-    ends = differences(scale.high, scale.low)
-    values = differences(variant, base)
+    ends = differences(scale.high, scale.low, plans)
+    values = differences(variant, base, plans)
     if not ends or not values or variant == base:
         return '–'
     shares = [value / statistics.mean(ends) for value in values]
@@ -443,6 +443,20 @@ def place(scale: Scale, variant: str, base: str, plans: Sequence[dict[str, list[
         return f'{shares[0]:.2f}'
     half, mean = half_width(shares), statistics.mean(shares)
     return f'{mean:.2f} ({mean - half:.2f}–{mean + half:.2f})'
+
+
+def differences(name: str, other: str, plans: Sequence[dict[str, list[Training]]]) -> list[float]:
+    """How far a variant is ahead of another in its first metric, for each seed that has both."""
+    pairs = [(plan[name][-1], plan[other][-1]) for plan in plans if name in plan and other in plan]
+    return [next(one.shares)[1] - next(two.shares)[1] for one, two in pairs]
+
+
+def print_differences(study: Study, plans: Sequence[dict[str, list[Training]]]) -> None:
+    """Mean of the differences that the study asks for, with its 95 % interval by Student's t."""
+    for name, other in study.differences:
+        values = differences(name, other, plans)
+        mean, half = statistics.mean(values), half_width(values) if len(values) > 1 else float('nan')
+        print(f'{name!r} − {other!r}: {mean:.3f} ({mean - half:.3f} to {mean + half:.3f})')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -465,6 +479,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Tests last, when there is what to test.
     run_all(sorted(trainings, key=lambda training: isinstance(training, Test)), args.jobs, results)
     print_table(study, plans)
+    print_differences(study, plans)
 
 
 if __name__ == '__main__':
