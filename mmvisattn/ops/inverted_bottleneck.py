@@ -19,8 +19,9 @@ def inverted_bottleneck(
     depthwise: DepthwiseConv2d,
     project: PointwiseConv2d,
     dropout: float = 0.0,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """``project(dropout(gelu(depthwise(expand(x)))))``; on a CPU a large inner map never exists as a whole.
+    """``scale · project(dropout(gelu(depthwise(expand(x)))))``; on a CPU a large inner map never exists as a whole.
 
     Args:
         x (Tensor): Input (B, C, H, W).
@@ -28,22 +29,27 @@ def inverted_bottleneck(
         depthwise (DepthwiseConv2d): Over the hidden channels.
         project (PointwiseConv2d): From the hidden channels to the D that go out.
         dropout (float): Rate at which the hidden channels are dropped. Defaults to 0.
+        scale (Tensor, optional): What the channels that go out are multiplied with, (D,). Defaults to None.
 
     Returns:
         Tensor: (B, D, H, W).
     """
+    weight, bias = project.weight, project.bias
+    if scale is not None:  # of the kernel, which is smaller than the map
+        weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
     if x.device.type == 'cpu' and not is_traced():
         hidden_bytes = x.numel() // x.shape[1] * expand.out_channels * x.element_size()
-        return _in_chunks(x, expand, depthwise, project, dropout, max(-(-hidden_bytes // MAX_HIDDEN_BYTES), 1))
+        return _in_chunks(x, expand, depthwise, weight, bias, dropout, max(-(-hidden_bytes // MAX_HIDDEN_BYTES), 1))
     hidden = F.gelu(depthwise(expand(x)))
-    return project(F.dropout(hidden, dropout) if dropout else hidden)
+    return pointwise_conv2d(F.dropout(hidden, dropout) if dropout else hidden, weight, bias)
 
 
 def _in_chunks(
     x: Tensor,
     expand: PointwiseConv2d,
     depthwise: DepthwiseConv2d,
-    project: PointwiseConv2d,
+    weight: Tensor,
+    bias: Tensor,
     dropout: float,
     chunks: int,
 ) -> Tensor:
@@ -54,12 +60,12 @@ def _in_chunks(
         expand.bias.chunk(chunks),
         depthwise.weight.chunk(chunks),
         depthwise.bias.chunk(chunks),
-        project.weight.chunk(chunks, dim=1),
+        weight.chunk(chunks, dim=1),
     ):
         hidden = pointwise_conv2d(x, expand_weight, expand_bias)
         hidden = depthwise_conv2d(hidden, depthwise_weight, depthwise_bias, depthwise.kernel_size[0] // 2)
         tokens = hidden.permute(0, 2, 3, 1).flatten(0, 2)  # (BHW, channels of the group)
         kernel = project_weight.flatten(1)  # (D, channels of the group)
-        out = gelu_linear(tokens, kernel, project.bias if out is None else out, dropout)
+        out = gelu_linear(tokens, kernel, bias if out is None else out, dropout)
     assert out is not None  # there is a group
     return out.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)

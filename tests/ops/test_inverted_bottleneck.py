@@ -29,6 +29,17 @@ def test_equals_the_layers_in_turn(layers, limit, memory_format, monkeypatch):
     torch.testing.assert_close(*[torch.autograd.grad(y, inputs, mask) for y in (out, expected)])
 
 
+@pytest.mark.parametrize('limit', [1000, 2**30])
+def test_scale_of_what_goes_out(layers, limit, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', limit)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    scale = torch.randn(5, dtype=torch.double, requires_grad=True)
+    out, expected = inverted_bottleneck(x, *layers, scale=scale), scale.view(-1, 1, 1) * inverted_bottleneck(x, *layers)
+    torch.testing.assert_close(out, expected)
+    inputs, mask = [scale, *layers.parameters()], torch.randn_like(expected)
+    torch.testing.assert_close(*[torch.autograd.grad(y, inputs, mask) for y in (out, expected)])
+
+
 def test_a_large_inner_map_never_exists_as_a_whole(layers, monkeypatch):
     monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', 4 * 2 * 5 * 7 * 8)  # of four channels
     x = torch.randn(2, 6, 5, 7, dtype=torch.double)

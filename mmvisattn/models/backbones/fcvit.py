@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...ops.common import channels_last_on_cpu
 from ...ops.depthwise_conv import DepthwiseConv2d
+from ...ops.gelu_sum import gelu_sum
 from ...ops.global_context import global_context
 from ...ops.inverted_bottleneck import inverted_bottleneck
 from ...ops.pointwise_conv import PointwiseConv2d
@@ -92,9 +93,9 @@ class TokenMixer(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
+        """(B, C, H, W) → (B, C, H, W), before the last GELU, which goes with the residual sum."""
         x = self.act(self.fc1(self.dw1(self.gc1(x))))
-        return self.act(self.fc2(self.dw2(self.gc2(x))))
+        return self.fc2(self.dw2(self.gc2(x)))
 
 
 class ChannelMixer(nn.Module):
@@ -113,10 +114,10 @@ class ChannelMixer(nn.Module):
         self.fc2 = PointwiseConv2d(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W), with the channels that go out scaled by (C,) if asked for."""
         dropout = self.drop.p if self.drop.training else 0.0
-        return self.drop(inverted_bottleneck(x, self.fc1, self.dwconv, self.fc2, dropout))
+        return self.drop(inverted_bottleneck(x, self.fc1, self.dwconv, self.fc2, dropout, scale))
 
 
 class Block(nn.Module):
@@ -151,13 +152,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        x = self._add(x, self.layer_scale_1, self.token_mixer(self.norm1(x)))
-        return self._add(x, self.layer_scale_2, self.channel_mixer(self.norm2(x)))
+        branch = self.token_mixer(self.norm1(x))
+        x = gelu_sum(x, self.layer_scale_1.view(-1, 1, 1) * self._kept(x), branch)
+        # Within the last product a scale costs no pass over the map, which then need not be kept for its gradient. In
+        # half precision, and so in mixed precision, a weight times 1e-6 would be nothing.
+        scale, kept = self.layer_scale_2, self._kept(x)
+        if branch.dtype in (torch.float32, torch.float64):
+            return torch.addcmul(x, kept, self.channel_mixer(self.norm2(x), scale))
+        return torch.addcmul(x, scale.view(-1, 1, 1) * kept, self.channel_mixer(self.norm2(x)))
 
-    def _add(self, x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
-        """``x + drop_path(scale · branch)`` in one pass: a sample that is dropped has a scale of zero."""
-        kept = self.drop_path(scale.new_ones(x.shape[0], 1, 1, 1))
-        return torch.addcmul(x, scale.view(-1, 1, 1) * kept, branch)
+    def _kept(self, x: Tensor) -> Tensor:
+        """What drop path makes of a branch of ones, (B, 1, 1, 1): a sample that is dropped has a zero."""
+        return self.drop_path(self.layer_scale_1.new_ones(x.shape[0], 1, 1, 1))
 
 
 class PatchEmbed(nn.Module):

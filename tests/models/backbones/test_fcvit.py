@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -130,14 +131,40 @@ def test_global_context_of_a_single_pixel_is_finite():
 
 
 @pytest.mark.parametrize('rate', [0.0, 0.5])
-def test_residual_sum_in_one_pass(rate):
-    block = Block(16, 2, drop_path_rate=rate).double().train()
-    x, branch = torch.randn(2, 6, 16, 5, 4, dtype=torch.double).unbind()
-    scale = torch.randn(16, dtype=torch.double)
+@pytest.mark.parametrize('dtype', [torch.double, torch.bfloat16])
+def test_block_is_its_formula(rate, dtype):
+    """Layer scale, drop path and the sum go within other passes; what they give is what they give in turn."""
+    torch.manual_seed(0)
+    block = Block(16, 2, drop_path_rate=rate, layer_scale_init_value=0.5).to(dtype).train()
+    x = torch.randn(6, 16, 5, 4, dtype=dtype, requires_grad=True)
     torch.manual_seed(1)
-    out = block._add(x, scale, branch)
+    out = block(x)
     torch.manual_seed(1)
-    torch.testing.assert_close(out, x + block.drop_path(scale.view(-1, 1, 1) * branch))
+    branch = F.gelu(block.token_mixer(block.norm1(x)))
+    expected = x + block.drop_path(block.layer_scale_1.view(-1, 1, 1) * branch)
+    branch = block.channel_mixer(block.norm2(expected))
+    expected = expected + block.drop_path(block.layer_scale_2.view(-1, 1, 1) * branch)
+    precision = dict(rtol=0.05, atol=0.05) if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(out, expected, **precision)
+    inputs, mask = [x, *block.parameters()], torch.randn_like(out)
+    if dtype == torch.double:
+        torch.testing.assert_close(*[torch.autograd.grad(y, inputs, mask) for y in (out, expected)])
+
+
+def test_block_keeps_no_branch_for_the_gradient_of_its_scale():
+    block = Block(64, 2).train()
+    x = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kept = {}
+
+    def keep(tensor):
+        if tensor.numel() >= x.numel():
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel() // x.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x)
+    # What each norm has and gives; the sum with the context, two convolutions, and between the halves GELU; inner maps.
+    assert sum(kept.values()) == 2 * 2 + 3 + 1 + 3 + 2 * 2
 
 
 @pytest.mark.parametrize('training', [False, True])
