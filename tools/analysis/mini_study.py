@@ -230,6 +230,7 @@ STUDIES = {
         data=[SMALL_OBJECTS, SPARSE_OBJECTS],
         flops_size=(192, 256),
         scale=Scale('low resolution', 'all', '25 %, chance'),
+        differences=[('25 %, chosen', other) for other in ('25 %, chance', '25 %, pixel deviation')],
     ),
     # What FlexAttentionNeck buys a convolutional backbone, and what it owes to where it looks, in the same search.
     'neck': Study(
@@ -261,7 +262,9 @@ STUDIES = {
     'neck_dense': Study(
         variants={
             'FPN': Variant(config='configs/mini/mask-rcnn_fcvit-mini_fpn_coco.py'),
-            'FPN, seven plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=6']),
+            'FPN, three plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=2']),
+            # As many FLOPs as with a quarter of the cells.
+            'FPN, twenty plain layers': Variant([NECK + 'select_ratio=0.0', NECK + 'num_layers=19']),
             '25 %, chance': Variant([RULE + 'chance']),
             '25 %, chosen': Variant(),
         },
@@ -277,6 +280,10 @@ STUDIES = {
             ),
         ],
         flops_size=(128, 160),
+        differences=[
+            ('25 %, chosen', other)
+            for other in ('25 %, chance', 'FPN', 'FPN, three plain layers', 'FPN, twenty plain layers')
+        ],
     ),
 }
 
@@ -455,6 +462,8 @@ def print_differences(study: Study, plans: Sequence[dict[str, list[Training]]]) 
     """Mean of the differences that the study asks for, with its 95 % interval by Student's t."""
     for name, other in study.differences:
         values = differences(name, other, plans)
+        if not values:
+            continue  # no seed has both
         mean, half = statistics.mean(values), half_width(values) if len(values) > 1 else float('nan')
         print(f'{name!r} − {other!r}: {mean:.3f} ({mean - half:.3f} to {mean + half:.3f})')
 
