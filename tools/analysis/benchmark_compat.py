@@ -106,9 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reports.add_clock(parser)
     args = parser.parse_args(argv)
     if not mmcv_ext.compiled():
-        raise UserError(
-            'mmcv has no compiled operators here to measure against; `make test-compiled` makes an environment with them'
-        )
+        raise UserError('mmcv has no compiled operators here; `make test-compiled` makes an environment that has them')
     import mmcv._ext as compiled
 
     exts = {'compiled': compiled, 'ours': SimpleNamespace(**mmcv_ext.supplied())}

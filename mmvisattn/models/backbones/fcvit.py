@@ -154,10 +154,12 @@ class Block(nn.Module):
         """(B, C, H, W) → (B, C, H, W)."""
         branch = self.token_mixer(self.norm1(x))
         x = gelu_sum(x, self.layer_scale_1.view(-1, 1, 1) * self._kept(x), branch)
+        full_precision = branch.dtype in (torch.float32, torch.float64)
+        del branch  # the memory is at its peak inside the channel mixer
+        scale, kept = self.layer_scale_2, self._kept(x)
         # Within the last product a scale costs no pass over the map, which then need not be kept for its gradient. In
         # half precision, and so in mixed precision, a weight times 1e-6 would be nothing.
-        scale, kept = self.layer_scale_2, self._kept(x)
-        if branch.dtype in (torch.float32, torch.float64):
+        if full_precision:
             return torch.addcmul(x, kept, self.channel_mixer(self.norm2(x), scale))
         return torch.addcmul(x, scale.view(-1, 1, 1) * kept, self.channel_mixer(self.norm2(x)))
 
