@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         both = statistics.median(sum(pair) for pair in zip(forward[name], backward[name]))
         back = reports.milliseconds(backward[name]) if any(backward[name]) else '–'
         rows.append([name, reports.milliseconds(forward[name]), back, f'{both / whole:.0%}'])
-    title = f'{args.config}, {args.batch} images a step: {whole * 1e3:.0f} ms'
+    title = f'{args.config}, batch {args.batch}: {whole * 1e3:.0f} ms'
     reports.add_table(report, title, ['part', 'forward, ms (min–max)', 'backward, ms (min–max)', 'share'], rows)
     reports.write(report, args.json)
 
