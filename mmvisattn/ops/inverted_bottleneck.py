@@ -34,7 +34,8 @@ def inverted_bottleneck(
     Returns:
         Tensor: (B, D, H, W).
     """
-    weight, bias = project.weight, project.bias
+    weight: Tensor = project.weight
+    bias: Tensor = project.bias
     if scale is not None:  # of the kernel, which is smaller than the map
         weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
     if x.device.type == 'cpu' and not is_traced():
