@@ -67,10 +67,12 @@ class Model(nn.Module):
         super().__init__()
         self.backbone, self.neck = Part(clock, 1, 5), Part(clock, 2, 3)
         self.rpn_head, self.roi_head = Head(clock, 0, 4), Head(clock, 3, 7)
+        self.auxiliary_head = nn.ModuleList([Head(clock, 1, 2)])
 
     def forward(self, images):
-        maps = self.neck(self.backbone([images]))
-        return self.rpn_head.loss(maps, None) + self.roi_head.loss(maps, None)
+        maps = self.neck(maps=self.backbone([images]))
+        loss = self.rpn_head.loss(maps, None) + self.roi_head.loss(maps, samples=None)
+        return loss + self.auxiliary_head[0].loss(maps, None)
 
 
 def test_the_time_of_each_part_is_its_own():
@@ -78,8 +80,9 @@ def test_the_time_of_each_part_is_its_own():
     model = Model(clock)
     parts = tool.Parts(model, clock)
     loss = model(torch.ones(3))
-    assert parts.forward == dict(backbone=1, neck=2, rpn_head=0, roi_head=3)
+    assert parts.forward == {'backbone': 1, 'neck': 2, 'rpn_head': 0, 'roi_head': 3, 'auxiliary_head.0': 1}
     start = clock.time
     loss.backward()
-    assert parts.backward(start, clock.time) == dict(backbone=5, neck=3, rpn_head=4, roi_head=7)
-    assert all(part.weight.grad is not None for part in model.children())
+    expected = {'backbone': 5, 'neck': 3, 'rpn_head': 4, 'roi_head': 7, 'auxiliary_head.0': 2}
+    assert parts.backward(start, clock.time) == expected
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -104,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reports.add_arguments(parser)
     reports.add_clock(parser)
+    parser.set_defaults(device=torch.device('cpu'))
     args = parser.parse_args(argv)
+    if args.device.type != 'cpu':
+        raise UserError(f'--device {args.device}: this measures on the CPU; leave it out')
     if not mmcv_ext.compiled():
         raise UserError('mmcv has no compiled operators here; `make test-compiled` makes an environment that has them')
     import mmcv._ext as compiled

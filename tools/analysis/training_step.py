@@ -11,11 +11,13 @@ Example:
 
 import argparse
 import functools
+import itertools
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmvisattn import cli
 from mmvisattn.registry import type_name
@@ -51,36 +53,42 @@ class Parts:
         self.forward: dict[str, float] = {}
         self.arrived: dict[str, float] = {}  # when the last gradient of what came into a part was there
         for name, part in model.named_children():
-            if name == 'data_preprocessor':
-                continue
-            calls = [call for call in HEAD_CALLS if hasattr(part, call)]
-            for call in calls or ['forward']:
-                setattr(part, call, self._timed(name, getattr(part, call)))
+            if isinstance(part, nn.ModuleList):  # auxiliary heads
+                for number, each in part.named_children():
+                    self._time(f'{name}.{number}', each)
+            elif name != 'data_preprocessor':
+                self._time(name, part)
+
+    def _time(self, name: str, part: nn.Module) -> None:
+        calls = [call for call in HEAD_CALLS if hasattr(part, call)]
+        for call in calls or ['forward']:
+            setattr(part, call, self._timed(name, getattr(part, call)))
 
     def _timed(self, name: str, call: Callable) -> Callable:
         @functools.wraps(call)
-        def timed(maps: object, *args, **kwargs) -> object:
-            maps = self._watch(name, maps)
+        def timed(*args, **kwargs) -> object:
+            args = self._watch(name, args)
+            kwargs = {key: self._watch(name, value) for key, value in kwargs.items()}
             start = self.now()
-            outs = call(maps, *args, **kwargs)
+            outs = call(*args, **kwargs)
             self.forward[name] = self.forward.get(name, 0.0) + self.now() - start
             return outs
 
         return timed
 
-    def _watch(self, name: str, maps: object) -> object:
-        """The same maps, of which it is known when their gradients are there."""
-        if isinstance(maps, list | tuple):
-            return type(maps)(self._watch(name, each) for each in maps)
-        if not isinstance(maps, Tensor) or not maps.requires_grad:
-            return maps
-        maps = maps.view_as(maps)  # its gradient is that of this part alone
+    def _watch(self, name: str, value: Any) -> Any:
+        """The same tensors, of which it is known when their gradients are there."""
+        if type(value) in (list, tuple):
+            return type(value)(self._watch(name, each) for each in value)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        value = value.view_as(value)  # its gradient is that of this part alone
 
         def arrive(grad: Tensor) -> None:
             self.arrived[name] = self.now()
 
-        maps.register_hook(arrive)
-        return maps
+        value.register_hook(arrive)
+        return value
 
     def backward(self, start: float, end: float) -> dict[str, float]:
         """Seconds of each part in the backward from ``start`` to ``end``; parts come one after another."""
@@ -106,17 +114,11 @@ def steps(cfg: Config, rounds: int, device: torch.device, clock: str) -> Iterato
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     parts = Parts(model, now)
-    batches = iter(loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for i in range(WARM_UP_ROUNDS + rounds):
         parts.forward, parts.arrived = {}, {}
         begin = now()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            begin = now()
-            batch = next(batches)
-        batch = model.data_preprocessor(batch, training=True)
+        batch = model.data_preprocessor(next(batches), training=True)
         loaded = now()
         with optim_wrapper.optim_context(model):
             losses = model(**batch, mode='loss')
