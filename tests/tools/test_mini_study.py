@@ -2,9 +2,11 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests import processes
 from tools import driver
@@ -168,6 +170,72 @@ def test_a_variant_may_begin_with_a_training_of_its_own(tmp_path):
     assert before.options == ['y=1', 'z=1', 'y=2', 'randomness.seed=3']
     assert end.options == ['y=1', 'z=1', 'randomness.seed=3']
     assert len({training.folder for training in (*plan['one'], *plan['other'])}) == 4
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """Trainings that are done at once: a common one, one from it that is there for its weights, and two to compare."""
+    ran = []
+
+    def run(training, *args, **env):
+        ran.append((training.name, training.start and training.start.checkpoint))
+        training.folder.mkdir(parents=True, exist_ok=True)
+        torch.save({}, training.folder / 'iter_1.pth')
+        training.result_file.write_text(json.dumps({'minutes': 1, **dict.fromkeys(training.metrics, 50.0)}))
+
+    monkeypatch.setattr(study_tool.Training, 'run', run)
+    variants = {'one': study_tool.Variant(), 'other': study_tool.Variant(first=['y=2'])}
+    stages = [study_tool.Stage('a.py', [], common=True), study_tool.Stage('b.py', [], {'mIoU': 'mIoU'})]
+    plan = study_tool.plan(study_tool.Study(variants, stages), 0, tmp_path / 'studies')
+    return ran, [*plan['one'], *plan['other']]
+
+
+def names(ran):
+    return [name.split(',')[0].strip("'") + (' before' if 'before' in name else '') for name, _ in ran]
+
+
+def test_each_training_begins_when_the_weights_are_there(chain, tmp_path):
+    ran, trainings = chain
+    study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    assert sorted(names(ran)) == ['one', 'other', 'other before', 'stage 1']
+    assert [start is None for _, start in ran] == [True, False, False, False]
+    assert json.loads((tmp_path / 'results.json').read_text()).keys() == {"'one', seed 0", "'other', seed 0"}
+
+
+def test_where_figures_are_known_nothing_is_trained_for_its_weights(chain, tmp_path):
+    ran, trainings = chain
+    study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    ran.clear()
+    shutil.rmtree(tmp_path / 'studies')
+    study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    assert not ran
+
+    # What is asked for in addition brings back the weights that it starts from, and no others.
+    known = json.loads((tmp_path / 'results.json').read_text())
+    del known["'one', seed 0"]
+    (tmp_path / 'results.json').write_text(json.dumps(known))
+    (trainings[1].result_file).unlink()
+    study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    assert names(ran) == ['stage 1', 'one'] and ran[1][1] is not None
+
+
+def test_a_training_that_waits_for_another_takes_no_jobs_place(chain, tmp_path, monkeypatch):
+    ran, trainings = chain
+    run = study_tool.Training.run
+    free = study_tool.Training(
+        name="'free', seed 0", config='c.py', options=[], folder=tmp_path / 'free', metrics={'mIoU': 'mIoU'}
+    )
+    begun = threading.Event()
+
+    def wait_for_the_free(training, *args, **env):
+        if training is free:
+            begun.set()
+        assert begun.wait(60), 'both jobs are taken'
+        run(training)
+
+    monkeypatch.setattr(study_tool.Training, 'run', wait_for_the_free)
+    study_tool.run_all([*trainings, free], 2)
+    assert len(ran) == 5
 
 
 def test_the_table_scales_metrics_by_their_names(tmp_path, capsys):

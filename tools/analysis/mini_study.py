@@ -19,9 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -342,11 +341,28 @@ def plan(study: Study, seed: int, folder: Path) -> dict[str, list[Training]]:
     return trainings
 
 
+def missing(trainings: Sequence[Training]) -> list[Training]:
+    """The trainings whose figures are missing, each after those whose weights it needs and that are missing too."""
+    needed: dict[Path, Training] = {}
+
+    def need(training: Training) -> None:
+        start = training.start
+        if start is not None and (start.checkpoint is None or not start.result_file.exists()):
+            start.result_file.unlink(missing_ok=True)  # figures alone, of weights that are gone
+            need(start)
+        needed.setdefault(training.folder, training)
+
+    for training in trainings:
+        if training.metrics and not training.result_file.exists():  # others are there for their weights
+            need(training)
+    return list(needed.values())
+
+
 def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = None) -> None:
     """Run trainings, some at a time, each after the one that it starts from.
 
     Args:
-        trainings (Sequence[Training]): The trainings, in this order; none is before the one that it starts from.
+        trainings (Sequence[Training]): The trainings, in this order.
         jobs (int): How many at a time.
         results (Path, optional): File of the figures of what is finished, by name; figures that are there are taken
             from it, and new ones added.
@@ -357,22 +373,8 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
             training.folder.mkdir(parents=True, exist_ok=True)
             training.result_file.write_text(json.dumps(known[training.name]))
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
-    done: dict[Path, Future] = {}
-    lock = threading.Lock()
-
-    def run(training: Training) -> None:
-        if not training.result_file.exists():
-            train(training)
-        if results and training.metrics:  # others are there for their weights
-            with lock:
-                figures = training.figures
-                known[training.name] = {key: figures[key] for key in ('minutes', *training.metrics) if key in figures}
-                results.parent.mkdir(parents=True, exist_ok=True)
-                results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
 
     def train(training: Training) -> None:
-        if training.start is not None:
-            done[training.start.folder].result()  # earlier in the list, so it has been taken up
         log = training.folder / 'log.txt'
         try:
             training.run(log, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
@@ -381,13 +383,31 @@ def run_all(trainings: Sequence[Training], jobs: int, results: Path | None = Non
         shown = ''.join(f'{label} {share:.3f}, ' for label, share in training.shares)
         print(f'{training.name}: {shown}{training.figures["minutes"]:.1f} minutes', flush=True)
 
+    def keep(training: Training) -> None:
+        if results and training.metrics:
+            figures = training.figures
+            known[training.name] = {key: figures[key] for key in ('minutes', *training.metrics) if key in figures}
+            results.parent.mkdir(parents=True, exist_ok=True)
+            results.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
+
+    waiting = missing(trainings)
+    for training in trainings:
+        if training.result_file.exists():
+            keep(training)
+    running: dict[Future, Training] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for training in trainings:
-            if training.folder not in done:
-                done[training.folder] = pool.submit(run, training)
         try:
-            for future in done.values():
-                future.result()
+            while waiting or running:
+                # What has to wait for another takes no job's place.
+                unfinished = {training.folder for training in (*waiting, *running.values())}
+                ready = [one for one in waiting if one.start is None or one.start.folder not in unfinished]
+                for training in ready[: jobs - len(running)]:
+                    waiting.remove(training)
+                    running[pool.submit(train, training)] = training
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    training = running.pop(future)
+                    future.result()
+                    keep(training)
         except (KeyboardInterrupt, RuntimeError, UserError) as error:
             pool.shutdown(cancel_futures=True)
             sys.exit(f'{error or "stopped"}; the same command goes on where this one stopped')
