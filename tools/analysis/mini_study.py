@@ -137,15 +137,19 @@ NECK = 'model.neck.1.'
 RULE = 'custom_hooks.4.rule='
 LABELS_FIRST = ['custom_hooks.3.labels_first=True']
 NOT_TAUGHT = ['custom_hooks.3.type=EmptyCacheHook']  # of mmengine, in the place of CellLossHook
-# Four passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing.
-GLANCE_EPOCHS = 4
-TAUGHT_FIRST = [
-    *(f'train_cfg.{key}={GLANCE_EPOCHS}' for key in ('max_epochs', 'val_interval')),
-    *(f'param_scheduler.1.{key}={GLANCE_EPOCHS}' for key in ('T_max', 'end')),
-    BACKBONE + 'select_ratio=0.0',
-    *(f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult=0' for key in ('backbone', 'neck', 'bbox_head')),
-    'optim_wrapper.paramwise_cfg.custom_keys.relevance.lr_mult=2',
-]
+
+
+def taught_first(epochs: int) -> list[str]:
+    """Passes over the glance alone, in which only the choice learns; one is short for a network that knows nothing."""
+    return [
+        *(f'train_cfg.{key}={epochs}' for key in ('max_epochs', 'val_interval')),
+        *(f'param_scheduler.1.{key}={epochs}' for key in ('T_max', 'end')),
+        BACKBONE + 'select_ratio=0.0',
+        *(f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult=0' for key in ('backbone', 'neck', 'bbox_head')),
+        'optim_wrapper.paramwise_cfg.custom_keys.relevance.lr_mult=2',
+    ]
+
+
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -179,7 +183,8 @@ STUDIES = {
             '10 %, pixel deviation': Variant([RULE + 'deviation']),
             '10 %, chosen, not taught': Variant(NOT_TAUGHT, seeds=3),
             '10 %, chosen': Variant(),
-            '10 %, chosen, taught first': Variant(first=TAUGHT_FIRST),
+            '10 %, chosen, taught first': Variant(first=taught_first(4)),
+            '10 %, chosen, taught for longer': Variant(first=taught_first(8)),
             '10 %, truth': Variant([RULE + 'truth']),
             'all': Variant([BACKBONE + 'select_ratio=1.0'], seeds=2),
         },
