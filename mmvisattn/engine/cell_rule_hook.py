@@ -1,5 +1,6 @@
-"""Where FlexAttention looks: how well its cells meet the objects, and rules to hold against them."""
+"""Where FlexAttention looks: the objects that its cells meet, their classes, and rules to hold against it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from ..errors import UserError, nearest
 from ..models.layers.selection import Selection
@@ -23,7 +25,8 @@ class CellRuleHook(Hook):
 
     A network that looks where its attention points has to be held against the same network that looks elsewhere. After
     a validation or test of a detector ``cells/recall`` is the share of the boxes whose middle lies in a chosen cell, 0
-    of a plain ViT.
+    of a plain ViT; ``found/class_accuracy`` is, of the boxes that a detection of any class covers with an IoU of 0.5 or
+    more, the share of those where the one with the highest score has the right class.
 
     Args:
         rule (str): ``'relevance'``, the network's own choice; ``'chance'``, one draw for each image and iteration;
@@ -45,6 +48,7 @@ class CellRuleHook(Hook):
         self.rule = rule
         self.boxes: list[Tensor] = []
         self.met: list[Tensor] = []
+        self.right: list[Tensor] = []
 
     def before_run(self, runner: Runner) -> None:
         """Put the rule before the selector."""
@@ -68,13 +72,33 @@ class CellRuleHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Begin to count."""
         self.met.clear()
+        self.right.clear()
 
     before_test_epoch = before_val_epoch
 
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
+    ) -> None:
+        """Note which of the boxes that were found have the right class."""
+        for sample in outputs or ():
+            if 'gt_instances' not in sample or not len(sample.pred_instances):
+                continue
+            truth, found = sample.gt_instances, sample.pred_instances
+            boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
+            # The boxes of the annotation are in pixels of the network's input, those that were found in the image's.
+            boxes = boxes / boxes.new_tensor(sample.get('scale_factor', (1.0, 1.0))).repeat(2)
+            covers = box_iou(boxes, found.bboxes) >= 0.5
+            scores, best = torch.where(covers, found.scores, -1.0).max(1)
+            self.right.append((found.labels[best] == truth.labels)[scores >= 0].cpu())
+
+    after_test_iter = after_val_iter
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Add the share of boxes that were met to the metrics."""
+        """Add to the metrics the share of boxes that were met, and of those found that have the right class."""
         if self.boxes and metrics is not None:
             metrics['cells/recall'] = torch.cat(self.met).double().mean().item() if self.met else 0.0
+        if sum(map(len, self.right)) and metrics is not None:
+            metrics['found/class_accuracy'] = torch.cat(self.right).double().mean().item()
 
     after_test_epoch = after_val_epoch
 

@@ -74,6 +74,34 @@ def test_recall_counts_the_boxes_whose_middle_is_seen():
     assert choose('centre', x, boxes)[1] == {'cells/recall': 0.5}
 
 
+def test_the_class_counts_of_boxes_that_were_found_alone():
+    truth = InstanceData(
+        bboxes=torch.tensor([[0, 0, 8, 8], [16, 0, 24, 8], [32, 0, 40, 8]]) * 2.0, labels=torch.arange(3)
+    )
+    found = InstanceData(
+        # The first twice, the surer one wrong; the second as what it is, and once beside it; the third too far off.
+        bboxes=torch.tensor([[0, 0, 8, 8], [0, 0, 8, 7], [16, 0, 24, 8], [20, 0, 28, 8], [38, 0, 46, 8]]).float(),
+        scores=torch.tensor([0.3, 0.6, 0.2, 0.9, 0.9]),
+        labels=torch.tensor([0, 2, 1, 0, 2]),
+    )
+    hook = CellRuleHook()
+    for detections, share in ((found, 0.5), (found[1:2], 0.0), (found[2:3], 1.0)):
+        sample = BaseDataElement(metainfo=dict(scale_factor=(2.0, 2.0)), gt_instances=truth, pred_instances=detections)
+        hook.before_val_epoch(None)
+        hook.after_val_iter(None, 0, None, [sample])
+        metrics = {}
+        hook.after_val_epoch(None, metrics)
+        assert metrics == {'found/class_accuracy': share}
+
+    # Nothing found, nothing there, a segmentor.
+    hook.before_test_epoch(None)
+    nothing = [BaseDataElement(gt_instances=t, pred_instances=f) for t, f in ((truth, found[:0]), (truth[:0], found))]
+    hook.after_test_iter(None, 0, None, [*nothing, BaseDataElement()])
+    metrics = {}
+    hook.after_test_epoch(None, metrics)
+    assert metrics == {}
+
+
 def test_the_share_is_in_the_metrics_before_they_are_logged():
     assert get_priority(CellRuleHook().priority) < get_priority(RuntimeInfoHook().priority)
 

@@ -193,7 +193,12 @@ STUDIES = {
             Stage(
                 config='configs/mini/atss_flexvit-search_coco.py',
                 options=ONE_PROCESS,
-                metrics={'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'cells/recall': 'targets met'},
+                metrics={
+                    'coco/bbox_mAP_50': 'AP50',
+                    'coco/bbox_mAP': 'AP',
+                    'cells/recall': 'targets met',
+                    'found/class_accuracy': 'class of those found',
+                },
             ),
         ],
         data=[SEARCH_NEAR, SEARCH],
