@@ -3,7 +3,7 @@
 import contextlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import symbolic_shapes
 from torch.torch_version import TorchVersion
 
@@ -26,6 +26,19 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     if device.type in ('cpu', 'cuda'):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is no more than its weights, so that these may be used without calling it.
+
+    It is more if it has hooks, or another class: what adapts, quantises or shards a layer leaves such in its place.
+
+    Args:
+        layer (nn.Module): The layer.
+        kind (type[nn.Module]): What it was built as.
+    """
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return type(layer) is kind and not any(hooks)
 
 
 def is_exported() -> bool:

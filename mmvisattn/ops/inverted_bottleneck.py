@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import is_traced
+from .common import is_plain, is_traced
 from .depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from .gelu_linear import gelu_linear
 from .pointwise_conv import PointwiseConv2d, pointwise_conv2d
@@ -23,6 +23,8 @@ def inverted_bottleneck(
 ) -> Tensor:
     """``scale · project(dropout(gelu(depthwise(expand(x)))))``; on a CPU a large inner map never exists as a whole.
 
+    Where a layer is more than its weights (:func:`~mmvisattn.ops.common.is_plain`), the three are called in turn.
+
     Args:
         x (Tensor): Input (B, C, H, W).
         expand (PointwiseConv2d): From C to the hidden channels.
@@ -34,6 +36,11 @@ def inverted_bottleneck(
     Returns:
         Tensor: (B, D, H, W).
     """
+    layers = ((expand, PointwiseConv2d), (depthwise, DepthwiseConv2d), (project, PointwiseConv2d))
+    if not all(is_plain(layer, kind) for layer, kind in layers):
+        hidden = F.gelu(depthwise(expand(x)))
+        out = project(F.dropout(hidden, dropout) if dropout else hidden)
+        return out if scale is None else out * scale.view(-1, 1, 1)
     weight: Tensor = project.weight
     bias: Tensor = project.bias
     if scale is not None:  # of the kernel, which is smaller than the map

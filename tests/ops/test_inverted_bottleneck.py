@@ -71,6 +71,20 @@ def test_autocast(layers, limit, monkeypatch):
     torch.testing.assert_close(out.float(), inverted_bottleneck(x, *layers), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize('position', range(3))
+def test_a_layer_of_another_class_is_called(layers, position):
+    class Adapted(type(layers[position])):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    layers[position].__class__ = Adapted
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    scale = torch.randn(5, dtype=torch.double)
+    expand, depthwise, project = layers
+    expected = scale.view(-1, 1, 1) * project(F.gelu(depthwise(expand(x))))
+    torch.testing.assert_close(inverted_bottleneck(x, *layers, scale=scale), expected)
+
+
 def test_an_exported_graph_is_in_one_piece(layers, monkeypatch):
     monkeypatch.setattr(module, 'MAX_HIDDEN_BYTES', 1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError, nearest
 from ...ops.causal_conv import CausalDepthwiseConv1d
-from ...ops.common import at_least_float32
+from ...ops.common import at_least_float32, is_plain
 from ...ops.selective_scan import BACKENDS, scan_tokens, unavailable_reason
 from ...registry import MODELS
 from ..checks import check_numbers
@@ -108,7 +108,10 @@ class Mixer(nn.Module):
 
         u = at_least_float32(u)
         # In place where no gradient needs what was there: long sequences wait for memory.
-        delta = at_least_float32(F.linear(dt, self.dt_proj.weight)).add_(self.dt_proj.bias)
+        if is_plain(self.dt_proj, nn.Linear):
+            delta = at_least_float32(F.linear(dt, self.dt_proj.weight)).add_(self.dt_proj.bias)
+        else:
+            delta = at_least_float32(self.dt_proj(dt))
         delta = F.softplus(delta).div_(self.delta_scale)
         A = -at_least_float32(self.A_log).exp()
         y = scan_tokens(u, delta, A, B, C, backend=self.scan_backend)  # (B, L, D)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ...ops.common import is_plain
 from .drop_path import DropPath
 from .rotary import turn_pairs
 from .transformer_block import init_linear
@@ -99,9 +100,12 @@ class HierarchicalAttention(nn.Module):
         """Queries, keys and values, each (B, heads, L, d), of tokens (B, L, C) of one resolution."""
         if high_res:
             assert self.kv_high is not None
-            weight = torch.cat([self.qkv.weight[: self.dim], self.kv_high.weight])
-            bias = torch.cat([self.qkv.bias[: self.dim], self.kv_high.bias])
-            x = F.linear(x, weight, bias)
+            if is_plain(self.qkv, nn.Linear) and is_plain(self.kv_high, nn.Linear):
+                weight = torch.cat([self.qkv.weight[: self.dim], self.kv_high.weight])
+                bias = torch.cat([self.qkv.bias[: self.dim], self.kv_high.bias])
+                x = F.linear(x, weight, bias)
+            else:
+                x = torch.cat([self.qkv(x)[..., : self.dim], self.kv_high(x)], -1)
         else:
             x = self.qkv(x)
         q, k, v = x.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, heads, L, d)
