@@ -150,6 +150,18 @@ def taught_first(epochs: int) -> list[str]:
     ]
 
 
+def tested_at(variant: str, percents: Sequence[int], *rules: str) -> dict[str, tuple[str, list[str]]]:
+    """Tests of what a variant has learned with other shares of the cells, chosen by each rule."""
+    return {
+        f'{variant}, tested at {percent} %, {rule}': (
+            variant,
+            [BACKBONE + f'select_ratio={percent / 100}', RULE + rule],
+        )
+        for percent in percents
+        for rule in rules
+    }
+
+
 STUDIES = {
     # What the bandpass filter of De-focus attention buys a causal ViT.
     'filter': Study(
@@ -202,10 +214,11 @@ STUDIES = {
             ),
         ],
         data=[SEARCH_NEAR, SEARCH],
-        # The weights that know all cells, with a tenth of them to look at.
+        # The weights that know all cells, with a tenth of them to look at, and those of the best choice with fewer and
+        # with more than they were trained with.
         tests={
-            f'all, tested at 10 %, {rule}': ('all', [BACKBONE + 'select_ratio=0.1', RULE + rule])
-            for rule in ('chance', 'deviation', 'relevance', 'truth')
+            **tested_at('all', [10], 'chance', 'deviation', 'relevance', 'truth'),
+            **tested_at('10 %, chosen, taught for longer', [5, 10, 20], 'chance', 'deviation', 'relevance', 'truth'),
         },
         flops_size=(256, 256),
         scale=Scale('low resolution', 'all', '10 %, chance'),
@@ -237,6 +250,15 @@ STUDIES = {
             ),
         ],
         data=[SMALL_OBJECTS, SPARSE_OBJECTS],
+        # Given networks under less and less to look at.
+        tests={
+            name: test
+            for variant in ('all', '25 %, chosen')
+            for name, test in (
+                tested_at(variant, [50, 25, 10], 'relevance', 'chance', 'deviation')
+                | tested_at(variant, [0], 'relevance')
+            ).items()
+        },
         flops_size=(192, 256),
         differences=[('25 %, chosen', other) for other in ('25 %, chance', '25 %, pixel deviation')],
     ),
