@@ -217,7 +217,7 @@ STUDIES = {
         # The weights that know all cells, with a tenth of them to look at, and those of the best choice with fewer and
         # with more than they were trained with.
         tests={
-            **tested_at('all', [10], 'chance', 'deviation', 'relevance', 'truth'),
+            **tested_at('all', [10], 'chance', 'deviation', 'truth'),
             **tested_at('10 %, chosen, taught for longer', [5, 10, 20], 'chance', 'deviation', 'relevance', 'truth'),
         },
         flops_size=(256, 256),
