@@ -25,7 +25,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -38,6 +37,7 @@ import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,14 +91,14 @@ class CostCounter(TorchFunctionMode):
         self.operators = FlopCounterMode(display=False, custom_mapping=formulas)
         self.running = [('', network)]  # the innermost last
         self.settled = 0
-        self.handles = []
-        for name, module in network.named_modules():
-            self.handles += [
-                module.register_forward_pre_hook(partial(self._enter, name)),
-                module.register_forward_hook(partial(self._leave, name)),
-            ]
+        self.names = {module: name for name, module in network.named_modules()}
 
     def __enter__(self) -> 'CostCounter':
+        # For all modules at once: those with hooks of their own are called where others give their weights alone.
+        self.handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
+        ]
         self.operators.__enter__()
         return super().__enter__()
 
@@ -119,11 +119,14 @@ class CostCounter(TorchFunctionMode):
             self._add(0, 2 * query.numel() + key.numel() + value.numel())
         return out
 
-    def _enter(self, name: str, module: nn.Module, inputs: tuple) -> None:
-        self._settle()
-        self.running.append((name, module))
+    def _enter(self, module: nn.Module, inputs: tuple) -> None:
+        if module in self.names:
+            self._settle()
+            self.running.append((self.names[module], module))
 
-    def _leave(self, name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+    def _leave(self, module: nn.Module, inputs: tuple, output: object) -> None:
+        if module not in self.names:
+            return
         self._settle()
         if type(module) in FORMULAS:
             self._add(*FORMULAS[type(module)](module, inputs[0]))
