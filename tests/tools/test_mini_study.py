@@ -186,8 +186,8 @@ def chain(tmp_path, monkeypatch):
     monkeypatch.setattr(study_tool.Training, 'run', run)
     variants = {'one': study_tool.Variant(), 'other': study_tool.Variant(first=['y=2'])}
     stages = [study_tool.Stage('a.py', [], common=True), study_tool.Stage('b.py', [], {'mIoU': 'mIoU'})]
-    plan = study_tool.plan(study_tool.Study(variants, stages), 0, tmp_path / 'studies')
-    return ran, [*plan['one'], *plan['other']]
+    study = study_tool.Study(variants, stages)
+    return ran, study, study_tool.plan(study, 0, tmp_path / 'studies')
 
 
 def names(ran):
@@ -195,20 +195,23 @@ def names(ran):
 
 
 def test_each_training_begins_when_the_weights_are_there(chain, tmp_path):
-    ran, trainings = chain
-    study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    ran, _, plan = chain
+    study_tool.run_all([*plan['one'], *plan['other']], 2, tmp_path / 'results.json')
     assert sorted(names(ran)) == ['one', 'other', 'other before', 'stage 1']
     assert [start is None for _, start in ran] == [True, False, False, False]
     assert json.loads((tmp_path / 'results.json').read_text()).keys() == {"'one', seed 0", "'other', seed 0"}
 
 
-def test_where_figures_are_known_nothing_is_trained_for_its_weights(chain, tmp_path):
-    ran, trainings = chain
+def test_where_figures_are_known_nothing_is_trained_for_its_weights(chain, tmp_path, capsys):
+    ran, study, plan = chain
+    trainings = [*plan['one'], *plan['other']]
     study_tool.run_all(trainings, 2, tmp_path / 'results.json')
     ran.clear()
     shutil.rmtree(tmp_path / 'studies')
     study_tool.run_all(trainings, 2, tmp_path / 'results.json')
+    study_tool.print_table(study, [plan])
     assert not ran
+    assert '| other | 0.500 (0.500) |' in capsys.readouterr().out
 
     # What is asked for in addition brings back the weights that it starts from, and no others.
     known = json.loads((tmp_path / 'results.json').read_text())
@@ -220,7 +223,7 @@ def test_where_figures_are_known_nothing_is_trained_for_its_weights(chain, tmp_p
 
 
 def test_a_training_that_waits_for_another_takes_no_jobs_place(chain, tmp_path, monkeypatch):
-    ran, trainings = chain
+    ran, _, plan = chain
     run = study_tool.Training.run
     free = study_tool.Training(
         name="'free', seed 0", config='c.py', options=[], folder=tmp_path / 'free', metrics={'mIoU': 'mIoU'}
@@ -234,7 +237,7 @@ def test_a_training_that_waits_for_another_takes_no_jobs_place(chain, tmp_path, 
         run(training)
 
     monkeypatch.setattr(study_tool.Training, 'run', wait_for_the_free)
-    study_tool.run_all([*trainings, free], 2)
+    study_tool.run_all([*plan['one'], *plan['other'], free], 2)
     assert len(ran) == 5
 
 

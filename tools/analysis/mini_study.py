@@ -457,6 +457,8 @@ def print_table(study: Study, plans: Sequence[dict[str, list[Training]]]) -> Non
         of_variant = [plan[variant] for plan in plans if variant in plan]
         cells = []
         for stages in zip(*of_variant):  # of all seeds
+            if not stages[0].metrics:
+                continue  # it need not have been trained, where what starts from it is known
             of_seeds = [dict(training.shares) for training in stages]
             for label in stages[0].metrics.values():
                 values = [shares[label] for shares in of_seeds if label in shares]
