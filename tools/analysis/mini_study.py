@@ -123,6 +123,11 @@ SEARCH_NEAR = [
     'data/mini_search_near',
     *'--train 1600 --val 100 --size 96 96 --classes 3 --objects 4 6 --empty 0 --decoys 2 3 --seed 1'.split(),
 ]
+# The same search in scenes that no choice of ours has seen.
+SEARCH_FRESH = [
+    'data/mini_search_fresh',
+    *'--train 8 --val 300 --size 256 256 --classes 3 --objects 1 2 --empty 0.1 --decoys 6 10 --seed 2'.split(),
+]
 # Scenes of many small objects, and larger scenes of few of them.
 SMALL_OBJECTS = ['data/mini_small', *'--shares 0.6 0.4 0 --smallest 12 --objects 2 7 --val 200'.split()]
 SPARSE_OBJECTS = [
@@ -213,12 +218,19 @@ STUDIES = {
                 },
             ),
         ],
-        data=[SEARCH_NEAR, SEARCH],
+        data=[SEARCH_NEAR, SEARCH, SEARCH_FRESH],
         # The weights that know all cells, with a tenth of them to look at, and those of the best choice with fewer and
         # with more than they were trained with.
         tests={
             **tested_at('all', [10], 'chance', 'deviation', 'truth'),
             **tested_at('10 %, chosen, taught for longer', [5, 10, 20], 'chance', 'deviation', 'relevance', 'truth'),
+            '10 %, chosen, taught for longer, tested on fresh scenes': (
+                '10 %, chosen, taught for longer',
+                [
+                    f'test_dataloader.dataset.data_root={SEARCH_FRESH[0]}/coco/',
+                    f'test_evaluator.ann_file={SEARCH_FRESH[0]}/coco/annotations/instances_val2017.json',
+                ],
+            ),
         },
         flops_size=(256, 256),
         scale=Scale('low resolution', 'all', '10 %, chance'),
