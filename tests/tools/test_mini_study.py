@@ -222,6 +222,24 @@ def test_where_figures_are_known_nothing_is_trained_for_its_weights(chain, tmp_p
     assert names(ran) == ['stage 1', 'one'] and ran[1][1] is not None
 
 
+def test_a_test_brings_back_weights_of_which_only_the_figures_are_known(chain, tmp_path):
+    ran, _, plan = chain
+    start = plan['one'][-1]
+    study_tool.run_all(plan['one'], 1, tmp_path / 'results.json')
+    ran.clear()
+    shutil.rmtree(tmp_path / 'studies')
+    test = study_tool.Test(
+        name="'test', seed 0",
+        config='b.py',
+        options=[],
+        folder=tmp_path / 'test',
+        metrics={'mIoU': 'mIoU'},
+        start=start,
+    )
+    study_tool.run_all([*plan['one'], test], 2, tmp_path / 'results.json')
+    assert names(ran) == ['stage 1', 'one', 'test'] and ran[2][1] == str(start.folder / 'iter_1.pth')
+
+
 def test_a_training_that_waits_for_another_takes_no_jobs_place(chain, tmp_path, monkeypatch):
     ran, _, plan = chain
     run = study_tool.Training.run
